@@ -1,0 +1,43 @@
+# Everything sets itself up: `make run` and `make test` need nothing but Python 3.11 to 3.13 and a network or index.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup run test test-all lint types bench lock clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+run: setup                ## the digits demo, end to end
+	$(BIN)/ganmill demo
+
+test: setup lint types    ## lint, types and every test of at most some seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint types
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup              ## every figure that the README quotes (an hour on two cores)
+	$(BIN)/python benchmarks/all.py
+
+lock:                     ## takes the newest versions that pyproject.toml allows
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet setuptools wheel "torch>=2.8" && .venv-lock/bin/python -m pip install --quiet -e '.[dev]'
+	.venv-lock/bin/python -m pip freeze --all --exclude-editable | grep -viE '^(pip|ganmill)\b' | sed 's/+cpu//' > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

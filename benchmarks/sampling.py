@@ -1,0 +1,114 @@
+"""Sampling end to end, encoding and writing included, against a bare loop that generates and drops, on the same cores.
+
+    python benchmarks/sampling.py [--rows 40000]
+"""
+
+import argparse
+import multiprocessing
+import shutil
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import torch
+from machine import machine
+
+from gan.checkpoint import load_generator, save
+from gan.loop import new_state
+from gan.presets import Budget, choose
+from gan.sampling import generate
+from pipeline import fanout
+from pipeline.cluster import connected, local_cpus
+from pipeline.config import Config, parse_config
+from pipeline.plan import Plan
+from pipeline.progress import NullProgress
+from pipeline.records import Checkpoint, Snapshot
+from pipeline.store import Store
+
+CLASSES = tuple("0123456789")
+
+
+def checkpoint_bytes() -> bytes:
+    """The default preset at 32×32 grey, untrained: its speed is that of a trained one."""
+    spec, recipe, _ = choose("auto", 32, 1, [100] * 10, Budget(kimg=1))
+    images, labels = torch.zeros(20, 1, 32, 32, dtype=torch.uint8), torch.arange(20) % 10
+    return save(new_state(images, labels, spec, recipe, 0, torch.device("cpu")))[0]
+
+
+def bare(data: bytes, rows: int) -> None:
+    """Generates and drops, in one process with one thread."""
+    torch.set_num_threads(1)
+    net = load_generator(data).net
+    for first in range(0, rows, 1000):
+        generate(net, torch.arange(1000) % 10, np.arange(first, first + 1000))
+
+
+def bare_rate(data: bytes, rows: int) -> float:
+    """Images a second of one such process a core, all at once, start-up left out."""
+    cores = local_cpus()
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        pool.starmap(bare, [(data, 1000)] * cores, chunksize=1)
+        began = time.perf_counter()
+        pool.starmap(bare, [(data, rows // cores)] * cores, chunksize=1)
+        return rows / (time.perf_counter() - began)
+
+
+class FirstAndLast(NullProgress):
+    """When rows began to appear, so that starting the workers is told apart from working."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def update(self, done: float, total: float | None = None, **figures: float | str) -> None:
+        """Keeps time and rows whenever rows were added."""
+        if not self.seen or done > self.seen[-1][1]:
+            self.seen.append((time.perf_counter(), done))
+
+    @property
+    def rate(self) -> float:
+        """Rows a second from the first shards to the last."""
+        (start, before), (end, after) = self.seen[1], self.seen[-1]
+        return (after - before) / (end - start)
+
+
+def minted_rate(config: Config, data: bytes, rows: int, folder: str) -> float:
+    """Images a second of the product: Ray actors that generate, encode and put whole shards."""
+    dataset = Store(f"{folder}/set")
+    run = dataset.child("runs/r")
+    run.put("checkpoints/c.safetensors", data)
+    import hashlib
+
+    digest = hashlib.sha256(data).hexdigest()
+    checkpoint = Checkpoint("checkpoints/c.safetensors", digest, "dcgan", "", {}, 1.0, 1.0, 1.0, "", "")
+    counts = dict.fromkeys(CLASSES, 1)
+    snapshot = Snapshot("", "", "digits", None, CLASSES, 32, 1, {"train": counts, "val": counts, "test": counts}, False)
+    plan = Plan(CLASSES, dict.fromkeys(CLASSES, rows // 10), config.sample.rows_per_shard)
+    progress = FirstAndLast()
+    fanout.sample(config, snapshot, checkpoint, plan, run, dataset, "v000001-20260101T000000Z-00000000", progress)
+    return progress.rate
+
+
+def main() -> None:
+    """Prints the ratio for each format, from runs in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    print(machine())
+    data = checkpoint_bytes()
+    for name in ("parquet", "webdataset", "png"):
+        config = parse_config({"name": "cost", "source": {"format": "digits"},
+                               "sample": {"format": name, "rows_per_shard": 1000, "workers": local_cpus()}})
+        ratios, rates = [], []
+        with connected(config):
+            for _ in range(arguments.rounds):
+                folder = tempfile.mkdtemp()
+                rates.append(minted_rate(config, data, arguments.rows, folder))
+                ratios.append(rates[-1] / bare_rate(data, arguments.rows))
+                shutil.rmtree(folder)
+        print(f"{name}: {statistics.median(rates):,.0f} images/s written, {statistics.median(ratios):.2f} of the bare generator")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The `ganmill` command. Heavy packages are imported in the commands, so that `--help` answers at once."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="ganmill", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Train a GAN on a labelled image dataset, measure whether its images help, publish them exactly once.",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key, e.g. train.budget.kimg=50.")
+]
+RunId = Annotated[
+    str | None, typer.Option("--run-id", metavar="ID", help="Continue that run; by default it follows from source, config and code.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON lines on stdout, everything human on stderr.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; write nothing.")]
+
+
+@app.command()
+def run(
+    config: ConfigFile, set_: Overrides = None, run_id: RunId = None, dry_run: DryRun = False, as_json: Json = False
+) -> None:
+    """The whole job: prepare, train, evaluate, gate, plan, sample, publish, report."""
+    if dry_run:
+        _finish(lambda: _validate(config, set_), as_json, resume=None)
+        return
+    _finish(lambda: _augment(config, set_, run_id, as_json), as_json, resume=_resume_command(config, set_, run_id))
+
+
+@app.command()
+def validate(config: ConfigFile, set_: Overrides = None, as_json: Json = False) -> None:
+    """Check config and source, print the resolved config and the plan; write nothing."""
+    _finish(lambda: _validate(config, set_), as_json, resume=None)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(config: ConfigFile, set_: Overrides = None, run_id: RunId = None, as_json: Json = False) -> None:
+        def work() -> dict[str, Any]:
+            from flows.single import run_stage
+
+            return _listened(lambda progress: run_stage(name, _loaded(config, set_), run_id, progress), as_json)
+
+        _finish(work, as_json, resume=_resume_command(config, set_, run_id, name))
+
+    command.__doc__ = text
+    app.command(name)(command)
+
+
+_stage_command("train", "One stage of a run: prepare the data and train the generator.")
+_stage_command("evaluate", "One stage of a run: measure the generator and let the gate decide.")
+_stage_command("sample", "One stage of a run: mint the planned images and publish them.")
+_stage_command("report", "One stage of a run: write its report again.")
+
+
+@app.command()
+def show(
+    url: Annotated[str, typer.Argument(help="A dataset's URL, <publish.url>/<name>, or a version's below it.")],
+    as_json: Json = False,
+) -> None:
+    """What a published dataset holds: versions, rows per class, scores, source, generator."""
+
+    def work() -> dict[str, Any]:
+        from flows.inspection import show_dataset
+
+        return show_dataset(url)
+
+    _finish(work, as_json, resume=None)
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="A dataset's URL, <publish.url>/<name>, or a version's below it.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every object and compare its content.")] = False,
+    orphans: Annotated[bool, typer.Option("--orphans", help="List objects that no version refers to.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every shard of a version against its manifest; exit 1 on the first fault, naming it."""
+
+    def work() -> dict[str, Any]:
+        from flows.inspection import verify_dataset
+
+        return verify_dataset(url, deep, orphans)
+
+    _finish(work, as_json, resume=None)
+
+
+@app.command()
+def demo(set_: Overrides = None, run_id: RunId = None, as_json: Json = False) -> None:
+    """`run` on the digits example: no download, no server, no GPU."""
+    config = _demo_config()
+    _finish(lambda: _augment(config, set_, run_id, as_json), as_json, resume=_resume_command(config, set_, run_id))
+
+
+def _demo_config() -> Path:
+    """`examples/digits.yaml` of a checkout, or the copy inside the package."""
+    checkout = Path(__file__).resolve().parent.parent / "examples" / "digits.yaml"
+    return checkout if checkout.exists() else Path(__file__).resolve().parent / "digits.yaml"
+
+
+def _loaded(path: Path, overrides: list[str] | None) -> Any:
+    from pipeline.config import load_config
+
+    return load_config(path, overrides or [])
+
+
+def _listened(work: Callable[[Any], dict[str, Any]], as_json: bool) -> dict[str, Any]:
+    from flows.console import console_progress
+
+    progress = console_progress(as_json)
+    try:
+        return work(progress)
+    finally:
+        progress.close()
+
+
+def _augment(path: Path, overrides: list[str] | None, run_id: str | None, as_json: bool) -> dict[str, Any]:
+    from flows.single import augment_here
+
+    return _listened(lambda progress: augment_here(path, overrides or [], run_id, progress), as_json)
+
+
+def _validate(path: Path, overrides: list[str] | None) -> dict[str, Any]:
+    from flows.inspection import validate_config
+
+    return validate_config(_loaded(path, overrides))
+
+
+def _resume_command(config: Path, overrides: list[str] | None, run_id: str | None, command: str = "run") -> str:
+    import shlex
+
+    words = ["ganmill", command, str(config)]
+    for override in overrides or []:
+        words += ["--set", override]
+    return shlex.join(words + (["--run-id", run_id] if run_id else []))
+
+
+def _finish(work: Callable[[], dict[str, Any]], as_json: bool, resume: str | None) -> None:
+    """Runs `work`, prints its one-line result (or its one clear message) and exits with its status."""
+    from pipeline.errors import GanmillError, Interrupted
+
+    try:
+        result = work()
+    except (KeyboardInterrupt, Interrupted):
+        _fail(130, "stopped; everything finished is kept" + (f". Continue with: {resume}" if resume else ""), as_json)
+    except GanmillError as e:
+        _fail(e.exit_status, str(e), as_json, kind=type(e).__name__)
+    except BrokenPipeError:
+        # whoever read our output has gone: nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as e:  # noqa: BLE001  the process's boundary: no user should meet a traceback alone
+        _fail(1, _unexpected(e), as_json, kind=type(e).__name__)
+    else:
+        text = result.pop("text", "")
+        if as_json:
+            typer.echo(json.dumps({"event": "result", "status": "done", **result}))
+            typer.echo(text, err=True)
+        else:
+            typer.echo(text)
+
+
+def _unexpected(error: Exception) -> str:
+    """A fault without a name of its own: its last words, and where the traceback is."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="ganmill-", suffix=".log", delete=False) as log:
+        log.write("".join(traceback.format_exception(error)))
+    return f"unexpected {type(error).__name__}: {error}. This is a fault of ganmill; please report it with {log.name}"
+
+
+def _fail(status: int, message: str, as_json: bool, kind: str = "Interrupted") -> None:
+    words = {1: "failed", 2: "bad usage", 3: "refused", 130: "stopped"}[status]
+    if as_json:
+        typer.echo(json.dumps({"event": "result", "status": words, "error": kind, "message": message}))
+    typer.echo(f"ganmill: {words}: {message}", err=True)
+    raise SystemExit(1 if status == 130 else status)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Commands that only look: `validate`, `show`, `verify`."""
+
+from typing import Any
+
+import yaml
+
+from pipeline.config import Config
+
+MAX_CLASSES_SHOWN = 30
+# Rough costs for the estimate, seconds per unit on two CPU cores; the run itself reports what it took.
+TRAIN_IMAGES_PER_S, MINT_IMAGES_PER_S, BYTES_PER_PIXEL = 1200, 8000, 0.5
+
+
+def validate_config(config: Config) -> dict[str, Any]:
+    """Checks a config and its source, and says what a run would do; writes nothing.
+
+    Raises:
+        ConfigError, SourceError: whatever would stop the run before any work.
+    """
+    from pipeline.cluster import check_resources
+    from pipeline.inspection import inspect
+    from pipeline.plan import make_plan
+    from pipeline.runs import public_config
+    from pipeline.training import check_model
+
+    check_resources(config)
+    check_address(config)
+    source = inspect(config)
+    plan = make_plan(source.rows_per_class["train"], source.classes, config.sample.target, config.sample.rows_per_shard)
+    real = source.rows_per_class["train"]
+    model = check_model(config, [real[name] for name in source.classes])
+    cost = _cost(config, plan.rows, source.estimated_seconds)
+    text = "\n".join([
+        yaml.safe_dump(_without_none(public_config(config)), sort_keys=False, allow_unicode=True).rstrip(), "",
+        _table(("class", "train", "val", "test", "synthetic"), [
+            (name, real[name], source.rows_per_class["val"][name], source.rows_per_class["test"][name], plan.rows_per_class[name])
+            for name in source.classes
+        ]),
+        *(f"note: {note}" for note in source.notes), "",
+        f"model: {model}",
+        f"source: {source.format}, {source.image}; fingerprint {source.fingerprint[:12]}",
+        f"estimated: {cost['seconds'] / 60:.0f} min on two CPU cores, {cost['bytes'] / 2**20:.1f} MiB of shards",
+        f"ok: {plan.rows:,} synthetic images in {len(plan)} {config.sample.format} shard{'s' if len(plan) != 1 else ''} "
+        f"would go to {config.dataset_url}; nothing was written",
+    ])
+    return {"text": text, "config": public_config(config), "rows": plan.rows, "rows_per_class": plan.rows_per_class,
+            "shards": len(plan), "source_rows": source.rows_per_class, "estimated": cost, "model": model, "notes": list(source.notes)}
+
+
+def check_address(config: Config) -> None:
+    """Refuses an address that is no address, without connecting."""
+    from pipeline.cluster import parse_address
+
+    parse_address(config.cluster.address)
+
+
+def show_dataset(url: str) -> dict[str, Any]:
+    """What a published dataset holds."""
+    from pipeline.publication import show
+
+    found = show(url)
+    return {"text": "\n\n".join(_described(version) for version in found["versions"]), **found}
+
+
+def verify_dataset(url: str, deep: bool, orphans: bool) -> dict[str, Any]:
+    """Checks every shard of a version; raises `CorruptShard` at the first fault."""
+    from pipeline.publication import verify
+
+    found = verify(url, deep=deep, orphans=orphans)
+    lines = [f"ok: {found['version']}: {found['rows']:,} rows in {found['shards']:,} objects, {found['bytes'] / 2**20:.1f} MiB, "
+             + ("every row decoded" if deep else "every sha256 right")]
+    if orphans:
+        lines += [f"orphan: {key}" for key in found["orphans"]] or ["no orphans"]
+        lines += [f"not published (in the making, or given up): {name}" for name in found["unpublished"]]
+    return {"text": "\n".join(lines), **found}
+
+
+def _described(version: dict[str, Any]) -> str:
+    source, generator, scores = version["source"], version["generator"], version["scores"]
+    real, made = source["rows_per_class"], version["rows_per_class"]
+    verdict = "passed" if version["verdict"]["passed"] else "not passed: " + " ".join(version["verdict"]["reasons"])
+    mix = version["recommended_mix"] or {}
+    lines = [
+        f"{version['version']}  {version['created']}  {version['rows']:,} images in {version['shards']:,} {version['format']} "
+        f"objects, {version['bytes'] / 2**20:.1f} MiB",
+        f"source     {source['format']} {source['url'] or ''}  {source['fingerprint'][:12]}",
+        f"generator  {generator['model']}, {generator['trained_kimg']:,.0f} kimg, {generator['digest'][:12]}",
+        f"gate       {verdict}" + (f"; recommended synthetic per real: {mix['ratio']:g}" if mix else ""),
+        "scores     " + ", ".join(f"{name} {value:g}" for name, value in scores.items() if value is not None),
+        _table(("class", "real", "synthetic"), [(name, real.get(name, 0), made[name]) for name in version["classes"]]),
+    ]
+    changes = (version["changes"] or {}).get("rows_per_class", {})
+    if version["changes"] is not None:
+        told = ", ".join(f"{name} {more:+,}" for name, more in changes.items()) or "none in the rows per class"
+        lines.append(f"changes since the version before: {told}")
+    return "\n".join(lines)
+
+
+def _without_none(value: Any) -> Any:
+    return {k: _without_none(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def _cost(config: Config, rows: int, prepare_s: float) -> dict[str, float]:
+    budget = config.train.budget
+    train_s = budget.minutes * 60 if budget.minutes is not None else 1000 * (budget.kimg or 0) / TRAIN_IMAGES_PER_S
+    pixels = config.prepare.resolution**2 * (3 if config.prepare.channels == "rgb" else 1)
+    return {"seconds": round(prepare_s + train_s + rows / MINT_IMAGES_PER_S + 60, 1), "bytes": int(rows * pixels * BYTES_PER_PIXEL)}
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    shown = rows if len(rows) <= MAX_CLASSES_SHOWN else rows[: MAX_CLASSES_SHOWN - 1]
+    cells = [head, *((str(name), *(f"{n:,}" for n in numbers)) for name, *numbers in shown)]
+    sums = ("all", *(f"{sum(r[i] for r in rows):,}" for i in range(1, len(head))))
+    if len(shown) < len(rows):
+        cells.append((f"… {len(rows) - len(shown)} more", *[""] * (len(head) - 1)))
+    cells.append(sums)
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells)

@@ -1,0 +1,80 @@
+"""Who hears what a run says: the command line's listener, Prefect's run page, or both."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flows.console import Tee
+
+ARTIFACT_EVERY_S = 2.0
+
+_command_line: Any = None                            # set by the command line for the run that it starts
+
+
+@contextlib.contextmanager
+def command_line(progress: Any) -> Iterator[None]:
+    """Lets `progress` hear the flow that is started within."""
+    global _command_line
+    _command_line = progress
+    try:
+        yield
+    finally:
+        _command_line = None
+
+
+@contextlib.contextmanager
+def listener() -> Iterator[Any]:
+    """The listener for this flow run: the command line's if it started the run, and Prefect's run page."""
+    page = RunPage()
+    progress = Tee(_command_line, page) if _command_line is not None else page
+    try:
+        yield progress
+    finally:
+        page.close()
+
+
+class RunPage:
+    """Notes into the run's log, progress into one progress artifact."""
+
+    def __init__(self) -> None:
+        from prefect.context import FlowRunContext
+        from prefect.logging import get_run_logger
+
+        context = FlowRunContext.get()
+        self._logger = get_run_logger() if context is not None else None
+        self._run_name = str(context.flow_run.id)[:8] if context is not None and context.flow_run is not None else "run"
+        self._artifact: Any = None
+        self._stage, self._last = "", 0.0
+
+    def stage(self, name: str) -> None:
+        """A line in the log."""
+        self._stage, self._last = name, 0.0
+        if self._logger is not None:
+            self._logger.info("stage %s", name)
+
+    def update(self, done: float, total: float | None = None, **figures: float | str) -> None:
+        """Moves the progress artifact, every two seconds at most."""
+        if self._logger is None or not total or time.monotonic() - self._last < ARTIFACT_EVERY_S:
+            return
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        from flows.console import describe
+
+        self._last = time.monotonic()
+        text = f"{self._stage}: {describe(figures)}"
+        percent = min(100.0, 100.0 * done / total)
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(progress=percent, key="ganmill-progress", description=text)
+        else:
+            update_progress_artifact(self._artifact, progress=percent, description=text)
+
+    def note(self, message: str) -> None:
+        """A line in the log."""
+        if self._logger is not None:
+            self._logger.info("%s: %s", self._stage, message)
+
+    def close(self) -> None:
+        """Nothing to tidy; the artifact stays."""
+
+

@@ -1,0 +1,111 @@
+"""Runs started from the command line: the whole flow in this process, or one stage without Prefect."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline import runs
+from pipeline.config import Config, load_config, read_config
+from pipeline.runs import Run
+
+
+def augment_here(path: Path, overrides: list[str], run_id: str | None, progress: Any) -> dict[str, Any]:
+    """The flow in this process: against the Prefect server of `PREFECT_API_URL`, or without one.
+
+    Returns:
+        The outcome as plain values, `text` for a person.
+
+    Raises:
+        GanmillError: every failure that has a name.
+    """
+    from pipeline.cluster import check_resources
+
+    settings = load_config(path, overrides)          # every fault of the config, before anything heavy is imported
+    check_resources(settings)
+    run = runs.describe_run(settings, run_id)
+    manifest = runs.published_version(settings, run)
+    if manifest is not None:                         # answered without Prefect: nothing is going to happen
+        from flows.outcome import up_to_date
+
+        return up_to_date(run, manifest).to_result()
+    quiet_prefect()
+    from flows.augment import augment
+    from flows.listening import command_line
+
+    with command_line(progress):
+        return augment(read_config(path, overrides), run.run_id).to_result()
+
+
+def quiet_prefect() -> None:
+    """Prefect without a server must neither phone out nor print; the command line tells the story itself.
+
+    To be called before Prefect is imported: it reads these settings then.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if not os.environ.get("PREFECT_API_URL"):        # nobody would read them, and at the end some can't be sent any more
+        os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+
+
+def run_stage(name: str, config: Config, run_id: str | None, progress: Any) -> dict[str, Any]:
+    """One stage of a run as a plain call; what the stages before it left in the run folder is read from there.
+
+    Args:
+        name: train | evaluate | sample | report.
+    """
+    from pipeline import walk
+    from pipeline.cluster import check_resources
+
+    check_resources(config)
+    if name == "train":
+        return _train(config, walk.begin(config, run_id, progress), progress)
+    run = runs.describe_run(config, run_id)
+    facts = walk.recall_all(run, before=name)        # before the run's folder is created or touched
+    walk.begin(config, run.run_id, progress)
+    return {"evaluate": _evaluate, "sample": _sample, "report": _report}[name](config, run, facts, progress)
+
+
+def _train(config: Config, run: Run, progress: Any) -> dict[str, Any]:
+    from pipeline import walk
+    from pipeline.cluster import connected
+
+    snapshot = walk.prepare(config, run, progress)
+    with connected(config):
+        checkpoint = walk.train(config, snapshot, run, progress)
+    text = f"trained {checkpoint.model}, {checkpoint.trained_kimg:,.0f} kimg; next: ganmill evaluate CONFIG --run-id {run.run_id}"
+    return {"text": text, "run_id": run.run_id, **checkpoint.to_json()}
+
+
+def _evaluate(config: Config, run: Run, facts: tuple[Any, ...], progress: Any) -> dict[str, Any]:
+    from pipeline import walk
+    from pipeline.cluster import connected
+
+    snapshot, checkpoint = facts
+    with connected(config):
+        scorecard = walk.evaluate(config, snapshot, checkpoint, run, progress)
+    walk.gate(config, snapshot, checkpoint, scorecard, run, progress)
+    text = f"passed the gate; next: ganmill sample CONFIG --run-id {run.run_id}"
+    return {"text": text, "run_id": run.run_id, **scorecard.scores}
+
+
+def _sample(config: Config, run: Run, facts: tuple[Any, ...], progress: Any) -> dict[str, Any]:
+    from flows.outcome import published
+    from pipeline import walk
+    from pipeline.cluster import connected
+
+    snapshot, checkpoint, scorecard, verdict = facts
+    planned = walk.plan(config, snapshot, checkpoint, run, progress)
+    with connected(config):
+        receipts = walk.sample(config, snapshot, checkpoint, planned, run, progress)
+    version = walk.publish(config, snapshot, checkpoint, scorecard, verdict, planned, receipts, run, progress)
+    return published(run, version).to_result()
+
+
+def _report(config: Config, run: Run, facts: tuple[Any, ...], progress: Any) -> dict[str, Any]:
+    from pipeline import walk
+
+    snapshot, checkpoint, scorecard, verdict = facts
+    url = walk.report(config, snapshot, checkpoint, scorecard, verdict, run, progress)
+    return {"text": f"report: {url}", "run_id": run.run_id, "report_url": url}

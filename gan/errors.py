@@ -1,0 +1,44 @@
+"""Everything that can go wrong on this floor, by name. Messages say what, where and what to do about it."""
+
+
+class GanError(Exception):
+    """Base of every error that `gan` raises on purpose."""
+
+
+class UnknownFamily(GanError):
+    """No family of that name in the registry."""
+
+
+class UnsupportedSpec(GanError):
+    """A family can't serve this resolution, channel count, class count, width or option."""
+
+
+class BadRecipe(GanError):
+    """A hyper-parameter is unknown, out of range, or contradicts another."""
+
+
+class BadData(GanError):
+    """The training images or labels have the wrong type, shape or range, or there are none."""
+
+
+class BadCheckpoint(GanError):
+    """The bytes are not a checkpoint of ours, or not whole; nothing in them was executed."""
+
+
+class CheckpointMismatch(GanError):
+    """A sound checkpoint that belongs to another network, recipe or seed; names what differs."""
+
+
+class TrainingDiverged(GanError):
+    """Training stopped because going on would only make noise.
+
+    Attributes:
+        reason: one sentence.
+        kimg: thousands of real images seen when it stopped.
+        last_good: bytes of the last checkpoint taken while all was well, or None.
+    """
+
+    def __init__(self, reason: str, kimg: float = 0.0, last_good: bytes | None = None) -> None:
+        self.reason, self.kimg, self.last_good = reason, kimg, last_good
+        kept = "the last good checkpoint is kept" if last_good is not None else "no earlier checkpoint was taken"
+        super().__init__(f"training diverged at {kimg:.1f} kimg: {reason}; {kept}")

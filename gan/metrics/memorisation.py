@@ -1,0 +1,67 @@
+"""Memorisation: are generated images nearer to the training images than unseen real images are?
+
+Distances to the nearest training row, of generated and of held-out real rows, in one feature space. A row is *too near*
+when it undercuts what practically no held-out row undercuts; it is *authentic* (Alaa et al. 2022) when it is farther
+from its nearest training row than that row is from the rest of the training set.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gan.metrics.distances import nearest
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """What the distances say. Distances are Euclidean, in the units of the features."""
+
+    too_near: float                                  # share of generated rows under `threshold`
+    threshold: float
+    authentic: float                                 # share of generated rows that are authentic
+    authentic_held_out: float                        # the same of held-out real rows: what to expect of new images
+    median_ratio: float                              # median distance, generated / held-out: 1 is as far as new images
+    pairs: tuple[tuple[int, int, float], ...]        # nearest first: (generated row, training row, distance)
+
+
+def memorisation(
+    train: Tensor, held_out: Tensor, generated: Tensor, *, quantile: float = 0.01, pairs: int = 20
+) -> Memorisation:
+    """Compares features train (n, d), held_out (h, d), generated (m, d).
+
+    Args:
+        quantile: share of held-out rows that may lie under the threshold.
+        pairs: how many of the nearest pairs to give, each generated row once.
+
+    Raises:
+        ValueError: fewer than two training rows, no held-out or no generated row.
+    """
+    if len(train) < 2 or len(held_out) == 0 or len(generated) == 0:
+        counts = f"{len(train)} training, {len(held_out)} held-out, {len(generated)} generated rows"
+        raise ValueError(f"{counts}: need 2, 1, 1")
+    held, held_row = (t[:, 0] for t in nearest(held_out, train))
+    made, made_row = (t[:, 0] for t in nearest(generated, train))
+    met = torch.cat([held_row, made_row]).unique()   # of all others the distance within the training set isn't needed
+    own = torch.full((len(train),), torch.nan, dtype=train.dtype)
+    own[met] = nearest(train[met], train, 2)[0][:, 1]
+    threshold = float(held.sort().values[lower_rank(len(held), quantile)])
+    order = made.argsort(stable=True)[:pairs].tolist()
+    return Memorisation(
+        too_near=float((made < threshold).double().mean()),
+        threshold=threshold,
+        authentic=float((made > own[made_row]).double().mean()),
+        authentic_held_out=float((held > own[held_row]).double().mean()),
+        median_ratio=float(made.median() / held.median().clamp_min(1e-12)),
+        pairs=tuple((i, int(made_row[i]), float(made[i])) for i in order),
+    )
+
+
+def lower_rank(n: int, quantile: float) -> int:
+    """Index of the order statistic of n values that, in 19 of 20 draws, no more than `quantile` of new values undercut.
+
+    Normal approximation of the binomial's 5 % point; the smallest value when n is small.
+    """
+    expected = n * quantile
+    return max(0, math.floor(expected - 1.645 * math.sqrt(expected * (1 - quantile))) - 1)

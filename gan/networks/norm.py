@@ -1,0 +1,121 @@
+"""Batch normalisation that can be conditional on the class and can share its statistics among workers."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """Σ over workers; the gradient of a sum that every worker uses is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / std · gain(y) + bias(y) over (n, C, …), float32 statistics of the whole batch.
+
+    With `classes` 1 gain and bias are common to all labels. `shared` is set by the loop when several workers hold a
+    slice of the batch each: they then normalise by the whole batch, as one worker would.
+    """
+
+    def __init__(self, channels: int, classes: int = 1, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps, self.shared = momentum, eps, False
+        self.gain = nn.Parameter(torch.ones(classes, channels))
+        self.bias = nn.Parameter(torch.zeros(classes, channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+        self.mean: Tensor
+        self.variance: Tensor
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """x (n, C, …) and labels (n,) where conditional."""
+        conditional = len(self.gain) > 1 and y is not None
+        if self.training and self.shared:
+            out = self._normalise_shared(x)
+        else:
+            gain, bias = (None, None) if conditional else (self.gain[0], self.bias[0])
+            out = F.batch_norm(x, self.mean, self.variance, gain, bias, self.training, self.momentum, self.eps)
+            if not conditional:
+                return out
+        shape = (-1, x.shape[1], *[1] * (x.dim() - 2))
+        index = y if conditional else torch.zeros(1, dtype=torch.long, device=x.device)
+        gain, bias = (p[index].view(shape).to(out.dtype) for p in (self.gain, self.bias))
+        return out * gain + bias                     # addcmul is four times slower: it broadcasts item by item
+
+    def _normalise_shared(self, x: Tensor) -> Tensor:
+        axes = [0, *range(2, x.dim())]
+        wide = x.float()
+        count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
+        sums = _SumOverWorkers.apply(torch.cat([wide.sum(axes), wide.square().sum(axes), count]))
+        mean, square = (sums[:-1] / sums[-1].detach()).chunk(2)
+        variance = (square - mean.square()).clamp_min(0.0)
+        with torch.no_grad():
+            n = sums[-1]
+            self.mean.lerp_(mean, self.momentum)
+            self.variance.lerp_(variance * (n / (n - 1)), self.momentum)
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return ((wide - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)).to(x.dtype)
+
+
+def share_statistics(network: nn.Module, shared: bool) -> None:
+    """Every `BatchNorm` in the network normalises by all workers' batches (True) or by its own (False)."""
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.shared = shared
+
+
+class Embedding(nn.Embedding):
+    """One learned vector a label, (n,) → (n, dim), initially N(0, std²)."""
+
+    def __init__(self, classes: int, dim: int, std: float) -> None:
+        super().__init__(classes, dim)
+        nn.init.normal_(self.weight, 0.0, std)
+
+
+class Spectral(nn.Module):
+    """A convolution or linear layer whose weight is divided by its largest singular value (Miyato 2018).
+
+    The weight counts as a matrix (out, in·k·k); one step of the power method in each training pass follows it.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        self.layer = layer
+        flat = layer.weight.detach().flatten(1)
+        u = F.normalize(torch.randn(flat.shape[0]), dim=0)
+        for _ in range(10):                          # settled enough that the first passes are not far off
+            u = F.normalize(flat @ F.normalize(flat.t() @ u, dim=0), dim=0)
+        self.register_buffer("u", u)
+        self.u: Tensor
+
+    def normalised(self) -> Tensor:
+        """W / σ(W), differentiable; σ = uᵀWv with u, v held constant."""
+        weight = self.layer.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            flat = weight.flatten(1)
+            with torch.no_grad():
+                v = F.normalize(flat.t() @ self.u, dim=0)
+                u = F.normalize(flat @ v, dim=0)
+                if self.training:
+                    self.u.copy_(u)
+            return weight / torch.dot(u, flat @ v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, self.normalised(), self.layer.bias)
+        return F.conv2d(x, self.normalised(), self.layer.bias, self.layer.stride, self.layer.padding)

@@ -1,0 +1,193 @@
+"""Which family and recipe to take for which data, budget and device; `auto` reads the table below.
+
+Every row carries its reason. Figures are from two CPU cores unless said otherwise and are printed by the scripts
+under `benchmarks/`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from gan.augment import Augmentation
+from gan.errors import BadRecipe, UnknownFamily
+from gan.networks import FAMILIES, NetSpec, check
+from gan.recipe import Recipe
+
+LONG_ON_GPU_S = 1800.0       # R3 needs time to win
+LONG_ON_GPU_KIMG = 5000.0
+FEW = 300                    # images in the median class, under which D learns them by heart without augmentation
+SOME = 2000
+TAIL = 3.0                   # largest class over smallest, from which the label prior is tempered
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Exactly one of thousands of real images shown to D, or seconds of wall clock."""
+
+    kimg: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kimg is None) == (self.seconds is None):
+            raise BadRecipe("give exactly one of kimg, seconds")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a preset may look at."""
+
+    resolution: int
+    channels: int
+    images_per_class: tuple[int, ...]
+    budget: Budget
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """A CUDA device."""
+        return self.device.startswith("cuda")
+
+    @property
+    def typical_class(self) -> float:
+        """Images in the median class that has any."""
+        return median([n for n in self.images_per_class if n] or [0])
+
+    @property
+    def imbalance(self) -> float:
+        """Largest class over the smallest that has images."""
+        present = [n for n in self.images_per_class if n] or [1]
+        return max(present) / min(present)
+
+    @property
+    def long(self) -> bool:
+        """A budget in which a slow recipe pays on a GPU."""
+        return (self.budget.seconds or 0) >= LONG_ON_GPU_S or (self.budget.kimg or 0) >= LONG_ON_GPU_KIMG
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of `auto`: the first whose condition holds decides."""
+
+    family: str
+    condition: Callable[[Case], bool]
+    reason: str
+
+
+AUTO: tuple[Row, ...] = (
+    Row("r3", lambda c: c.on_gpu and c.long,
+        "a GPU and a long budget: residual blocks with relativistic pairing, R1 and R2 keep improving for hours"),
+    Row("dcgan", lambda c: True,
+        "minutes or a CPU: strided convolutions give the best images for the seconds"),
+)
+
+Preset = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _dcgan(case: Case) -> Preset:
+    return {}, {"loss": "hinge", "lr_g": 2e-3, "lr_d": 2e-3, "beta1": 0.0, "beta2": 0.99, "batch_size": 32,
+                "ema_half_life_kimg": 10.0, "precision": _fast(case)}
+
+
+def _sngan(case: Case) -> Preset:
+    return {}, {"loss": "hinge", "lr_g": 2e-3, "lr_d": 2e-3, "beta1": 0.0, "beta2": 0.99, "batch_size": 32, "precision": _fast(case)}
+
+
+def _mlp(case: Case) -> Preset:
+    return {}, {"loss": "nonsaturating", "lr_g": 1e-3, "lr_d": 1e-3, "joint_pass": False, "channels_last": False}
+
+
+def _wgan(case: Case) -> Preset:
+    return {}, {"loss": "wasserstein", "clip": 0.02, "d_steps": 5, "optimizer": "rmsprop", "beta2": 0.99, "lr_g": 2e-4,
+                "lr_d": 2e-4}
+
+
+def _wgan_gp(case: Case) -> Preset:
+    return {}, {"loss": "wasserstein", "wgan_gp_weight": 10.0, "d_steps": 5, "beta1": 0.0, "beta2": 0.9, "lr_g": 5e-4,
+                "lr_d": 5e-4}
+
+
+def _r3(case: Case) -> Preset:
+    # γ grows with the number of pixels (our scaling of the paper's figures) and falls tenfold over the run.
+    gamma = 0.5 * (case.resolution / 32) ** 2
+    recipe = {"loss": "relativistic", "r1_gamma": gamma, "r2_gamma": gamma, "gamma_decay": 0.1, "fresh_g_batch": True,
+              "beta1": 0.0, "beta2_start": 0.9, "beta2": 0.99, "precision": _fast(case), "ema_half_life_kimg": 500.0}
+    if case.on_gpu:
+        return ({"width": 128, "options": (("blocks", 2), ("group_width", 16))},
+                recipe | {"lr_g": 2e-4, "lr_d": 2e-4, "lr_floor": 0.25, "batch_size": 512})
+    return {"width": 16}, recipe | {"lr_g": 1e-3, "lr_d": 1e-3, "penalty_every": 8, "ema_half_life_kimg": 20.0}
+
+
+def _vae(case: Case) -> Preset:
+    return {"z_dim": 32}, {"objective": "variational", "lr_g": 2e-3, "lr_d": 2e-3, "beta1": 0.9, "beta2": 0.999}
+
+
+def _autoencoder(case: Case) -> Preset:
+    return {"z_dim": 32}, {"objective": "reconstruction", "lr_g": 2e-3, "lr_d": 2e-3, "beta1": 0.9, "beta2": 0.999}
+
+
+PRESETS: dict[str, Callable[[Case], Preset]] = {
+    "mlp": _mlp, "dcgan": _dcgan, "sngan": _sngan, "wgan": _wgan, "wgan-gp": _wgan_gp, "r3": _r3, "vae": _vae,
+    "autoencoder": _autoencoder,
+}
+
+
+def _fast(case: Case) -> str:
+    """bf16 where the hardware multiplies it natively: about 1.5 times the images a second on such CPUs."""
+    if case.on_gpu:
+        return "bf16"
+    return "bf16" if cpu_has_bf16() else "float32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16, AMX, Arm's)."""
+    import torch
+
+    # Older releases of torch tell only of AVX512-BF16, by a private name.
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(probe() or told.get("amx_bf16") or told.get("bf16"))
+
+
+def choose(model: str, resolution: int, channels: int, images_per_class: Sequence[int], budget: Budget,
+           device: str = "cpu", *, batch_size: int | None = None, augment: Augmentation | None = None,
+           options: Mapping[str, Any] | None = None) -> tuple[NetSpec, Recipe, str]:
+    """Network spec and recipe for a training, and the reason for them in a sentence.
+
+    Args:
+        model: a family, or `auto`.
+        images_per_class: training images of each class, zeros included; its length is the number of classes.
+        device: `cpu`, `cuda`, `cuda:1`, …
+        batch_size: of all workers together; None: the preset's.
+        augment: what the labels bear; None: translation and mild geometry.
+        options: changes by name: fields of `Recipe`, `width`, `z_dim`, or options of the family.
+
+    Raises:
+        UnknownFamily, UnsupportedSpec, BadRecipe: the combination is impossible; nothing was allocated.
+    """
+    case = Case(resolution, channels, tuple(images_per_class), budget, device)
+    reason = ""
+    family = model
+    if model == "auto":
+        row = next(row for row in AUTO if row.condition(case))
+        family, reason = row.family, f"{row.family}: {row.reason}"
+    if family not in PRESETS:
+        raise UnknownFamily(f"model {model!r} is unknown; known: auto, {', '.join(FAMILIES)}")
+    net: dict[str, Any]
+    net, changes = PRESETS[family](case)
+    changes = {"total_kimg": budget.kimg, "total_seconds": budget.seconds} | _for_data(case) | changes
+    changes |= {"augment": augment or Augmentation()} | ({} if batch_size is None else {"batch_size": batch_size})
+    recipe_fields = set(Recipe().to_dict())
+    given = dict(options or {})
+    net_changes: dict[str, Any] = {name: given.pop(name) for name in ("width", "z_dim") if name in given}
+    family_options = dict(net.get("options", ())) | {n: given.pop(n) for n in list(given) if n not in recipe_fields}
+    shape = {"resolution": resolution, "channels": channels, "classes": len(case.images_per_class)}
+    spec = NetSpec.from_dict({"family": family, **shape, **net, **net_changes, "options": family_options})
+    check(spec)
+    return spec, Recipe().replace(changes).replace(given), reason or f"{family}: as asked"
+
+
+def _for_data(case: Case) -> dict[str, Any]:
+    """What follows from the number of images: augmentation strength and label prior."""
+    p = 0.5 if case.typical_class < FEW else 0.25 if case.typical_class < SOME else 0.0
+    return {"augment_p": p, "augment_ramp": 0.1, "label_prior_tau": 0.5 if case.imbalance > TAIL else 1.0}

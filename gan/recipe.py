@@ -1,0 +1,187 @@
+"""Every hyper-parameter of a training run, and the schedules that follow its budget."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gan.augment import Augmentation
+from gan.errors import BadRecipe
+from gan.losses import loss_by_name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Lengths of time are fractions of the run, images, or thousands of images (kimg), never steps.
+
+    Exactly one of `total_kimg` (thousands of real images shown to the discriminator) and `total_seconds` is given;
+    the progress t in 0 … 1 that drives every schedule is the share of it that is spent.
+    """
+
+    total_kimg: float | None = None
+    total_seconds: float | None = None
+    batch_size: int = 64                             # of all workers together
+    objective: str = "adversarial"                   # adversarial | variational | reconstruction
+    loss: str = "nonsaturating"                      # see gan.losses.LOSSES
+    d_steps: int = 1                                 # discriminator updates for each update of the generator
+    joint_pass: bool = True                          # real and fake through D as one batch
+    fresh_g_batch: bool = False                      # the generator's turn draws its own reals and latents
+
+    lr_g: float = 4e-4
+    lr_d: float = 4e-4
+    lr_schedule: str = "cosine"                      # constant | cosine | linear, from 1 to lr_floor
+    lr_floor: float = 0.05
+    lr_hold: float = 0.0                             # share of the run before the decay begins
+    warmup: float = 0.0                              # share of the run in which the rate rises linearly from 0
+    optimizer: str = "adam"                          # adam | rmsprop
+    beta1: float = 0.5
+    beta2: float = 0.999
+    beta2_start: float | None = None                 # beta2 moves from here to beta2 by 1 - beta2 falling geometrically
+
+    r1_gamma: float = 0.0                            # γ/2 · E‖∇D(x)‖² on real images
+    r2_gamma: float = 0.0                            # the same on generated images
+    gamma_decay: float = 1.0                         # γ is multiplied by this much over the run, geometrically
+    penalty_every: int = 1                           # lazy penalties: every k-th step, weight × k
+    penalty_step: float = 0.0                        # 0: exact; else the finite difference's step h
+    penalty_share: float = 1.0                       # share of the batch that is penalised
+    wgan_gp_weight: float = 0.0
+    clip: float = 0.0                                # weight clipping; 0: none
+    kl_weight: float = 1.0                           # variational: weight of the KL term
+
+    ema_half_life_kimg: float = 10.0                 # 0: no average
+    ema_ramp: float = 0.05                           # half-life is at most this share of what was seen
+    ema_every: int = 1                               # steps between updates of the average
+
+    augment: Augmentation = field(default_factory=Augmentation)
+    augment_p: float = 0.0
+    augment_ramp: float = 0.0                        # share of the run over which p rises from 0
+    label_prior_tau: float = 1.0                     # labels drawn from p(y)^τ; 1: as the data, 0: uniform
+
+    precision: str = "float32"                       # float32 | bf16 (autocast; weights stay float32)
+    channels_last: bool = True
+
+    checkpoints: int = 10                            # evenly spread over the run, the last at its end
+    checkpoint_every_kimg: float | None = None       # instead of `checkpoints`
+    checkpoint_every_s: float | None = None          # instead of `checkpoints`
+    grids: int = 10
+    min_diversity: float = 0.1                       # mean per-class spread, generated / real, that means collapse
+    metrics_every_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def total_images(self) -> float:
+        """Images of a kimg budget, infinite for one in seconds."""
+        return math.inf if self.total_kimg is None else self.total_kimg * 1000
+
+    def progress(self, images: int, seconds: float) -> float:
+        """t in 0 … 1: the share of the budget that is spent."""
+        spent = seconds / self.total_seconds if self.total_seconds is not None else images / self.total_images
+        return min(1.0, spent)
+
+    def lr_scale(self, t: float) -> float:
+        """What both learning rates are multiplied by at progress t."""
+        if t < self.warmup:
+            return t / self.warmup
+        u = min(1.0, max(0.0, (t - self.lr_hold) / (1 - self.lr_hold)))
+        if self.lr_schedule == "cosine":
+            return self.lr_floor + (1 - self.lr_floor) * 0.5 * (1 + math.cos(math.pi * u))
+        if self.lr_schedule == "linear":
+            return 1 - (1 - self.lr_floor) * u
+        return 1.0
+
+    def gamma_scale(self, t: float) -> float:
+        """What both γ are multiplied by at progress t."""
+        return self.gamma_decay**t
+
+    def beta2_at(self, t: float) -> float:
+        """Adam's β2 at progress t."""
+        if self.beta2_start is None:
+            return self.beta2
+        return 1 - (1 - self.beta2_start) ** (1 - t) * (1 - self.beta2) ** t
+
+    def augment_p_at(self, t: float) -> float:
+        """The augmentation's probability at progress t."""
+        return self.augment_p * (min(1.0, t / self.augment_ramp) if self.augment_ramp > 0 else 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
+        """The recipe that `to_dict` wrote.
+
+        Raises:
+            BadRecipe: an unknown key or a value out of range.
+        """
+        return cls().replace(data) if not data else _from(cls, data)
+
+    def replace(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """This recipe with some values changed by name; a new budget replaces the old one.
+
+        Raises:
+            BadRecipe: an unknown key, a wrong type or a value out of range.
+        """
+        budget = {"total_kimg": None, "total_seconds": None} if {"total_kimg", "total_seconds"} & set(overrides) else {}
+        return _from(type(self), {**self.to_dict(), **budget, **overrides})
+
+
+def _from(cls: type[Recipe], data: Mapping[str, Any]) -> Recipe:
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise BadRecipe(f"no hyper-parameter is called {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    values = dict(data)
+    if isinstance(values.get("augment"), Mapping):
+        try:
+            values["augment"] = Augmentation(**values["augment"])
+        except TypeError as e:
+            raise BadRecipe(f"augment: {e}") from e
+    return cls(**values)
+
+
+_CHOICES = {
+    "objective": ("adversarial", "variational", "reconstruction"),
+    "lr_schedule": ("constant", "cosine", "linear"),
+    "optimizer": ("adam", "rmsprop"),
+    "precision": ("float32", "bf16"),
+}
+# name: (lowest, highest), both allowed
+_RANGES: dict[str, tuple[float, float]] = {
+    "total_kimg": (1e-6, math.inf), "total_seconds": (1e-6, math.inf), "lr_g": (0, math.inf), "lr_d": (0, math.inf),
+    "lr_floor": (0, 1), "lr_hold": (0, 0.999), "warmup": (0, 0.999), "beta1": (0, 0.9999), "beta2": (0, 0.999999),
+    "beta2_start": (0, 0.999999), "r1_gamma": (0, math.inf), "r2_gamma": (0, math.inf), "gamma_decay": (1e-9, 1e9),
+    "penalty_step": (0, math.inf), "penalty_share": (1e-3, 1), "wgan_gp_weight": (0, math.inf), "clip": (0, math.inf),
+    "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "checkpoint_every_kimg": (1e-6, math.inf),
+    "checkpoint_every_s": (1e-6, math.inf), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
+}
+_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "checkpoints": 1, "grids": 0}
+_FLAGS = ("joint_pass", "fresh_g_batch", "channels_last")
+_OPTIONAL = ("total_kimg", "total_seconds", "beta2_start", "checkpoint_every_kimg", "checkpoint_every_s")
+
+
+def _check(recipe: Recipe) -> None:
+    for name, allowed in _CHOICES.items():
+        if getattr(recipe, name) not in allowed:
+            raise BadRecipe(f"{name} {getattr(recipe, name)!r}: must be one of {', '.join(allowed)}")
+    for name, (low, high) in _RANGES.items():
+        value = getattr(recipe, name)
+        if value is None and name in _OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise BadRecipe(f"{name} {value!r}: must be a number from {low:g} to {high:g}")
+    for name, least in _WHOLE.items():
+        value = getattr(recipe, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise BadRecipe(f"{name} {value!r}: must be a whole number of at least {least}")
+    for name in _FLAGS:
+        if not isinstance(getattr(recipe, name), bool):
+            raise BadRecipe(f"{name} {getattr(recipe, name)!r}: must be true or false")
+    loss_by_name(recipe.loss)
+    if not isinstance(recipe.augment, Augmentation):
+        raise BadRecipe(f"augment {recipe.augment!r}: must be an Augmentation")
+    if recipe.total_kimg is not None and recipe.total_seconds is not None:
+        raise BadRecipe("give total_kimg or total_seconds, not both")

@@ -1,0 +1,241 @@
+"""One update of both players; reads like the maths.
+
+T is the augmentation, drawn anew for each turn; x are real images, y their labels, which the generated images share.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gan import penalties
+from gan.augment import Draw, apply
+from gan.losses import loss_by_name
+from gan.recipe import Recipe
+from gan.sampler import Sampler, as_float
+
+READINGS = ("loss_d", "loss_g", "real_logit", "fake_logit")
+GRADIENTS = ("gradient_real", "gradient_fake")       # E‖∇ₓD‖², where a penalty computes it
+
+
+@dataclass
+class Players:
+    """Both networks and what updates them. For autoencoding families G decodes and D encodes."""
+
+    g: nn.Module
+    d: nn.Module
+    opt_g: torch.optim.Optimizer
+    opt_d: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What schedules say about this step."""
+
+    index: int
+    gamma_scale: float = 1.0
+    augment_p: float = 0.0
+    measure: bool = False                            # also read gradient norms
+
+
+class Workers:
+    """Averages gradients over the workers, and whatever small figures travel with them."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+
+    def average_(self, network: nn.Module, figures: Tensor) -> Tensor:
+        """Gradients of `network` become their mean over workers, in place; returns the mean of `figures` (k,).
+
+        One collective operation: all gradients in one flat buffer, which equals the gradient of the whole batch's
+        mean loss because every worker holds equally many rows.
+        """
+        if self.world == 1:
+            return figures
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in network.parameters()]
+        flat = torch.cat([*(g.reshape(-1).float() for g in gradients), figures])
+        dist.all_reduce(flat)
+        flat /= self.world
+        parts = flat.split([g.numel() for g in gradients] + [len(figures)])
+        for parameter, gradient, part in zip(network.parameters(), gradients, parts):
+            gradient.copy_(part.view(gradient.shape))
+            parameter.grad = gradient
+        return parts[-1]
+
+
+class Update:
+    """One step of training: a turn of the discriminator and, every `d_steps`-th time, one of the generator."""
+
+    def __init__(self, players: Players, recipe: Recipe, sampler: Sampler, workers: Workers) -> None:
+        self.players, self.recipe, self.sampler, self.workers = players, recipe, sampler, workers
+        self.loss = loss_by_name(recipe.loss)
+        self.device = sampler.images.device
+        self.z_dim = int(players.g.z_dim)            # type: ignore[arg-type]
+
+    def __call__(self, now: Moment, control: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Updates the players.
+
+        Args:
+            control: small figures (k,) to be averaged over the workers on the way.
+
+        Returns:
+            readings by name (scalars, detached, mean over the workers) and the averaged control.
+        """
+        self.sampler.begin(now.index)
+        if self.recipe.objective != "adversarial":
+            return self._autoencode(now, control)
+        x, y = self._real()
+        turn_of_g = (now.index + 1) % self.recipe.d_steps == 0
+        with torch.set_grad_enabled(turn_of_g and not self.recipe.fresh_g_batch), self._cast():
+            fake = self.players.g(self.sampler.normal(self.z_dim), y)
+        readings, control = self._discriminate(x, fake.detach(), y, now, control)
+        if turn_of_g:
+            readings |= self._generate(x, fake, y, now)
+        return readings, control
+
+    def _discriminate(
+        self, x: Tensor, fake: Tensor, y: Tensor, now: Moment, control: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        d, recipe = self.players.d, self.recipe
+        drawn = self.sampler.augmentation(recipe.augment, now.augment_p, 2)
+        # D(T(x)), D(T(G(z)))
+        with self._cast():
+            real_logits, fake_logits = self._logits(x, fake.float(), y, drawn)
+        loss = self.loss.discriminator(real_logits, fake_logits)
+        penalty, gradients = self._penalty(x, fake.float(), y, drawn, now)
+        _zero(self.players.opt_d)
+        (loss + penalty).backward()
+        logits = (real_logits.detach().mean(), fake_logits.detach().mean())
+        figures = torch.stack([loss.detach(), *logits, *gradients.values()])
+        shared = self.workers.average_(d, torch.cat([figures, control]))
+        readings = dict(zip(("loss_d", "real_logit", "fake_logit", *gradients), shared))
+        if now.measure:
+            readings["grad_norm_d"] = _gradient_norm(d)
+        self.players.opt_d.step()
+        if recipe.clip > 0:
+            penalties.clip_weights_(d, recipe.clip)
+        return readings, shared[len(figures):]
+
+    def _generate(self, x: Tensor, fake: Tensor, y: Tensor, now: Moment) -> dict[str, Tensor]:
+        g, d, recipe = self.players.g, self.players.d, self.recipe
+        if recipe.fresh_g_batch:
+            x, y = self._real()
+            with self._cast():
+                fake = g(self.sampler.normal(self.z_dim), y)
+        drawn = self.sampler.augmentation(recipe.augment, now.augment_p, 2 if self.loss.paired else 1)
+        with frozen(d), self._cast():
+            if self.loss.paired:
+                real_logits, fake_logits = self._logits(x, fake.float(), y, drawn)
+                loss = self.loss.for_generator(real_logits, fake_logits)
+            else:
+                loss = self.loss.for_generator(None, d(apply(fake.float(), drawn), y).float())
+            _zero(self.players.opt_g)
+            loss.backward()
+        readings = {"loss_g": self.workers.average_(g, loss.detach().view(1))[0]}
+        if now.measure:
+            readings["grad_norm_g"] = _gradient_norm(g)
+        self.players.opt_g.step()
+        return readings
+
+    def _logits(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None) -> tuple[Tensor, Tensor]:
+        """D(T(x)) and D(T(G(z))), (n,) each in float32, as one batch or as two."""
+        d = self.players.d
+        both = apply(torch.cat([x, fake]), drawn)
+        if self.recipe.joint_pass:
+            real_logits, fake_logits = d(both, torch.cat([y, y])).float().chunk(2)
+            return real_logits, fake_logits
+        real, generated = both.chunk(2)
+        return d(real, y).float(), d(generated, y).float()
+
+    def _penalty(
+        self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None, now: Moment
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """γ₁/2·E‖∇D(x)‖² + γ₂/2·E‖∇D(G(z))‖² or WGAN-GP's, ∇ at the images before augmentation, through it, in float32.
+
+        Every `penalty_every`-th step, that many times as heavy.
+        """
+        recipe = self.recipe
+        streams = [(w, image, name, block) for w, image, name, block in (
+            (recipe.r1_gamma, x, GRADIENTS[0], 0), (recipe.r2_gamma, fake, GRADIENTS[1], 1)) if w > 0]
+        if now.index % recipe.penalty_every or not (streams or recipe.wgan_gp_weight):
+            return x.new_zeros(()), {}
+        total, found = x.new_zeros(()), {}
+        n, stride = len(x), max(1, round(1 / recipe.penalty_share))
+        if streams:
+            rows = torch.cat([torch.arange(b * n, (b + 1) * n, stride, device=x.device) for *_, b in streams])
+            part = None if drawn is None else drawn.rows(rows)
+            labels = y[::stride].repeat(len(streams))
+            images = torch.cat([image[::stride] for _, image, _, _ in streams])
+            norms = self._squared_norms(images, labels, part, len(streams), stride)
+            for (gamma, _, name, _), norm in zip(streams, norms.chunk(len(streams))):
+                total = total + recipe.penalty_every * now.gamma_scale * gamma / 2 * norm.mean()
+                found[name] = norm.detach().mean()
+        if recipe.wgan_gp_weight:
+            part = None if drawn is None else drawn.rows(slice(0, n))
+            surplus = penalties.gradient_penalty(self._score(y, part), x, fake, self.sampler.uniform())
+            total = total + recipe.penalty_every * recipe.wgan_gp_weight * surplus.mean()
+        return total, found
+
+    def _squared_norms(self, images: Tensor, y: Tensor, drawn: Draw | None, streams: int, stride: int) -> Tensor:
+        score = self._score(y, drawn)
+        if self.recipe.penalty_step == 0:
+            return penalties.squared_gradient_norm(score, images)
+        direction = torch.cat([self.sampler.normal(*images.shape[1:])[::stride] for _ in range(streams)])
+        twice = None if drawn is None else drawn.rows(torch.arange(len(y), device=y.device).repeat(2))
+        score = self._score(y.repeat(2), twice)
+        return penalties.directional_gradient_norm(score, images, direction, self.recipe.penalty_step)
+
+    def _score(self, y: Tensor, drawn: Draw | None) -> Callable[[Tensor], Tensor]:
+        return lambda images: self.players.d(apply(images, drawn), y).float()
+
+    def _autoencode(self, now: Moment, control: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Encoder and decoder together; see `gan.networks.vae` and `gan.networks.autoencoder`."""
+        g, d = self.players.g, self.players.d
+        x, y = self._real()
+        noise = self.sampler.normal(self.z_dim)
+        with self._cast():
+            loss, parts = g.objective(d, x, y, noise, self.recipe)  # type: ignore[operator]
+        _zero(self.players.opt_g)
+        _zero(self.players.opt_d)
+        loss.backward()
+        figures = torch.stack([loss.detach(), *parts.values()])
+        shared = self.workers.average_(d, torch.cat([figures, control]))
+        self.workers.average_(g, x.new_zeros(1))
+        readings = dict(zip(("loss_g", *parts), shared)) | {"loss_d": shared[0]}
+        if now.measure:
+            readings |= {"grad_norm_d": _gradient_norm(d), "grad_norm_g": _gradient_norm(g)}
+        self.players.opt_d.step()
+        self.players.opt_g.step()
+        return readings, shared[len(figures):]
+
+    def _real(self) -> tuple[Tensor, Tensor]:
+        images, y = self.sampler.real()
+        x = as_float(images)
+        return x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x, y
+
+    def _cast(self) -> contextlib.AbstractContextManager[object]:
+        if self.recipe.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+@contextlib.contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """No gradients for the network's weights meanwhile: the generator's turn needs those of its input alone."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+def _zero(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _gradient_norm(network: nn.Module) -> Tensor:
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -1,0 +1,185 @@
+"""Connecting to Ray: which cluster, and does it hold what the config asks.
+
+A local cluster is started in a temporary folder of its own and leaves neither processes nor files behind. An existing
+one is checked after connecting, because `address="auto"` may quietly start a local one instead.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import ClusterError, ConfigError
+
+OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel through it, images don't
+CONNECT_TIMEOUT_S = 5.0
+
+_WORKER_ENV = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",      # how often the controller polls: 2 s by default
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def local_cpus() -> int:
+    """CPUs that this process may use (not those that the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_resources(config: Config) -> None:
+    """Refuses a config that asks a local cluster for more than this machine has. Takes milliseconds.
+
+    Raises:
+        ConfigError: names the key, what was asked, what is here and the remedy.
+    """
+    if config.cluster.address != "local":
+        return
+    cpus = local_cpus()
+    for key, workers in (("train.workers", config.train.workers), ("sample.workers", config.sample.workers)):
+        if workers > cpus:
+            raise ConfigError(
+                f"{key}: {workers} workers, but this machine has {cpus} CPUs; set {key} to at most {cpus}, "
+                "or give cluster.address of a larger cluster"
+            )
+    asked = {"train": config.train.gpus_per_worker, "sample": config.sample.gpus_per_worker}
+    if any(asked.values()):
+        gpus = local_gpus()
+        for stage, workers in (("train", config.train.workers), ("sample", config.sample.workers)):
+            if asked[stage] * workers > gpus:
+                raise ConfigError(
+                    f"{stage}.gpus_per_worker: {workers} × {asked[stage]:g} GPUs asked for, but this machine has {gpus}; "
+                    f"set {stage}.gpus_per_worker: 0 to use CPUs, or give cluster.address of a cluster with GPUs"
+                )
+
+
+def local_gpus() -> int:
+    """CUDA devices that torch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@contextlib.contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Ray, initialised for this config and shut down afterwards.
+
+    Raises:
+        ClusterError: the cluster can't be reached, or is smaller than the config asks.
+    """
+    import ray
+
+    if ray.is_initialized():                         # the caller's cluster: use it, leave it
+        _check_size(config)
+        yield
+        return
+    os.environ.update(_WORKER_ENV)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = config.cluster.address == "local"
+    temp = _temp_folder() if local else None
+    try:
+        _init(config.cluster.address, temp)
+        _check_size(config)
+        yield
+    finally:
+        ray.shutdown()
+        if temp is not None:
+            shutil.rmtree(temp, ignore_errors=True)
+
+
+def _temp_folder() -> Path:
+    """A new folder whose path is short enough for Ray's sockets (107 bytes, of which Ray needs 62)."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="gm-", dir=base if len(base) <= 33 else "/tmp"))
+
+
+def parse_address(address: str) -> tuple[str, int] | None:
+    """(host, port) of a Ray head, None for `local` and `auto`.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if address in ("local", "auto"):
+        return None
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"cluster.address: {address!r} is none of local, auto, or host:port of a Ray head node (e.g. 10.0.0.5:6379)"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _check_reachable(address: str) -> None:
+    """A word in seconds where Ray itself would try for minutes."""
+    where = parse_address(address)
+    if where is None:
+        return
+    try:
+        socket.create_connection(where, timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as e:
+        raise ClusterError(
+            f"cluster.address: {address}: nothing answers there ({e.strerror or e}); check host and port, and that the Ray "
+            "head is running (`ray status`)"
+        ) from e
+
+
+def _init(address: str, temp: Path | None) -> None:
+    import ray
+
+    _check_reachable(address)
+
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": f"ganmill-{os.getpid()}"}
+    try:
+        if temp is not None:
+            ray.init(
+                num_cpus=local_cpus(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(temp), _node_ip_address="127.0.0.1", **common,
+            )
+        else:
+            ray.init(address=address, **common)
+            if _started_here():
+                raise ClusterError(
+                    f"cluster.address: {address}: no running Ray cluster was found; start one with `ray start --head`, "
+                    "give its host:port, or set cluster.address: local"
+                )
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
+        raise ClusterError(
+            f"cluster.address: {address}: can't connect to Ray: {str(e).splitlines()[0]}; check the address and that the "
+            "cluster runs the same Ray and Python versions"
+        ) from e
+
+
+def _started_here() -> bool:
+    """Did `ray.init` start a cluster of its own instead of joining one?"""
+    import ray
+
+    node = ray._private.worker._global_node
+    return bool(node is not None and node.is_head())
+
+
+def _check_size(config: Config) -> None:
+    import ray
+
+    have = ray.cluster_resources()
+    wants = {
+        "CPU": float(max(config.train.workers, config.sample.workers)),
+        "GPU": max(config.train.workers * config.train.gpus_per_worker, config.sample.workers * config.sample.gpus_per_worker),
+    }
+    for kind, want in wants.items():
+        if have.get(kind, 0.0) < want:
+            nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+            raise ClusterError(
+                f"cluster.address: {config.cluster.address}: {want:g} {kind}s asked for, but its {nodes} nodes have "
+                f"{have.get(kind, 0.0):g}; lower train.workers / sample.workers or gpus_per_worker, or add nodes"
+            )
+
+
+def cpus_per_worker(workers: int) -> int:
+    """CPUs each of `workers` gets when they share the cluster evenly; at least 1."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)

@@ -1,0 +1,385 @@
+"""The config: YAML in, checked pydantic models out.
+
+Unknown keys are refused; every error names the key, the value and what is allowed. `${NAME}` in values is taken from
+the environment; values that came from there are never printed. The keys are a contract, see `docs/configuration.md`.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+Family = Literal["auto", "mlp", "dcgan", "sngan", "wgan", "wgan-gp", "r3", "vae", "autoencoder"]
+SourceFormat = Literal["digits", "gaussians", "imagefolder", "parquet", "idx", "webdataset"]
+ShardFormat = Literal["parquet", "png", "webdataset"]
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and no key that we don't know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LongTail(Section):
+    """Exponential class sizes: `head` images in the first class, `head / ratio` in the last."""
+
+    head: int = Field(ge=1)
+    ratio: float = Field(ge=1)
+
+
+class Subset(Section):
+    """Which part of the source's train split to take; drawn by seed, the test split stays whole."""
+
+    per_class: int | None = Field(None, ge=1)
+    longtail: LongTail | None = None
+    classes: list[str] | None = Field(None, min_length=1)     # only these; numbering stays the source's
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "Subset":
+        if self.per_class is not None and self.longtail is not None:
+            raise ValueError("give per_class or longtail, not both")
+        if self.per_class is None and self.longtail is None and self.classes is None:
+            raise ValueError("give one of per_class, longtail, classes")
+        return self
+
+
+class SourceConfig(Section):
+    """Where the labelled images lie."""
+
+    format: SourceFormat
+    url: str | None = None
+    subset: Subset | None = None
+    variant: str | None = None                       # gaussians: two | ring8 | grid25
+    image_column: str | None = None                  # parquet: guessed from the schema when not given
+    label_column: str | None = None
+    storage_options: dict[str, Any] = Field(default_factory=dict)   # handed to fsspec, e.g. {endpoint_url: …}
+
+    @model_validator(mode="after")
+    def _url_fits(self) -> "SourceConfig":
+        built_in = self.format in ("digits", "gaussians")
+        if built_in and self.url is not None:
+            raise ValueError(f"format {self.format} is built in: leave out url (got {self.url!r})")
+        if not built_in and not self.url:
+            raise ValueError(f"format {self.format} needs url: a folder or file, any fsspec URL")
+        return self
+
+
+class Splits(Section):
+    """Shares of the source held out by content hash; an official test split wins over `test`."""
+
+    val: float = Field(0.15, gt=0, lt=0.5)
+    test: float = Field(0.15, gt=0, lt=0.5)
+
+
+class PrepareConfig(Section):
+    """The form that images are brought into."""
+
+    resolution: int = Field(32, ge=8, le=256)
+    channels: Literal["grey", "rgb"] = "grey"
+    splits: Splits = Field(default_factory=lambda: Splits(val=0.15, test=0.15))
+    max_bad: float = Field(0.01, ge=0, le=1)
+
+    @field_validator("resolution")
+    @classmethod
+    def _multiple_of_four(cls, value: int) -> int:
+        if value % 4:
+            raise ValueError(f"must be a multiple of 4 from 8 to 256; nearest: {value // 4 * 4} or {value // 4 * 4 + 4}")
+        return value
+
+
+class Budget(Section):
+    """How long to train: thousands of real images shown to the discriminator, or minutes of wall clock."""
+
+    kimg: float | None = Field(None, gt=0)
+    minutes: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "Budget":
+        if (self.kimg is None) == (self.minutes is None):
+            raise ValueError("give exactly one of kimg, minutes")
+        return self
+
+
+class AugmentConfig(Section):
+    """What the labels bear: a flipped 6 is no 6, so flips and colour are off unless the dataset bears them."""
+
+    flip: bool = False
+    color: bool = False
+    translate: bool = True
+    geometry: bool = True                            # mild rotation and scale
+
+
+class TrainConfig(Section):
+    """The generator's training."""
+
+    model: Family = "auto"
+    budget: Budget = Field(default_factory=lambda: Budget(kimg=200))
+    workers: int = Field(1, ge=1, le=1024)
+    gpus_per_worker: float = Field(0, ge=0)
+    batch_size: int | None = Field(None, ge=2, le=65536)   # of all workers together; None: the model's preset
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    max_failures: int = Field(2, ge=0)               # worker losses survived before the run fails
+    options: dict[str, Any] = Field(default_factory=dict)   # recipe overrides by name, e.g. {lr_g: 0.0002}
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainConfig":
+        size = self.batch_size
+        if size is not None and (size % self.workers or size < 2 * self.workers):
+            raise ValueError(f"batch_size {size} must be a multiple of workers {self.workers} and at least twice it")
+        return self
+
+
+class LiftConfig(Section):
+    """The lift trial: paired seeds, mixing ratios (synthetic rows per real row)."""
+
+    seeds: int = Field(3, ge=1, le=100)
+    ratios: list[float] = Field(default_factory=lambda: [0.5, 1.0], min_length=1)
+    steps: int | None = Field(None, ge=1)            # optimizer steps a classifier; None: by data size
+    arms: Literal["quick", "all"] = "quick"          # quick: balanced sampling with and without synthetic images
+
+    @field_validator("ratios")
+    @classmethod
+    def _positive(cls, values: list[float]) -> list[float]:
+        if any(v <= 0 for v in values):
+            raise ValueError("every ratio must be above 0; ratio 0 is always among the arms")
+        return values
+
+
+class EvaluateConfig(Section):
+    """What to measure, on how many samples, in which feature space."""
+
+    samples: int = Field(5000, ge=10)
+    features: Literal["domain", "random", "inception"] = "domain"
+    lift: LiftConfig | None = Field(default_factory=LiftConfig)
+
+
+class GateConfig(Section):
+    """Thresholds that decide whether the images may be published."""
+
+    enabled: bool = True
+    min_lift_pp: float | None = 0.0
+    max_memorised: float | None = Field(0.02, ge=0, le=1)
+    min_coverage: float | None = Field(0.5, ge=0, le=1)
+    min_agreement: float | None = Field(None, ge=0, le=1)
+    min_diversity: float | None = Field(0.5, ge=0)   # the least varied class against its real images
+    max_fd_ratio: float | None = Field(None, gt=0)   # Fréchet distance as a multiple of the real-against-real floor
+
+
+class SampleConfig(Section):
+    """How many images of each class to mint, and into which files."""
+
+    target: Literal["balance"] | dict[str, int] = "balance"
+    format: ShardFormat = "parquet"
+    rows_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    workers: int = Field(2, ge=1, le=4096)
+    gpus_per_worker: float = Field(0, ge=0)
+    filter: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            counts = {str(k): v for k, v in value.items()}
+            if not counts:
+                raise ValueError("empty; give balance, {per_class: n}, {total: n} or {class: n, …}")
+            bad = {k: v for k, v in counts.items() if isinstance(v, bool) or not isinstance(v, int) or v < 0}
+            if bad:
+                raise ValueError(f"counts must be whole numbers of at least 0, got {bad}")
+            if sum(counts.values()) == 0:
+                raise ValueError("asks for 0 images; give balance, {per_class: n}, {total: n} or {class: n, …}")
+            return counts
+        return value
+
+    @field_validator("filter")
+    @classmethod
+    def _known_filters(cls, value: dict[str, float]) -> dict[str, float]:
+        unknown = set(value) - {"min_confidence"}
+        if unknown:
+            raise ValueError(f"unknown filter {sorted(unknown)}; known: min_confidence")
+        if not 0 <= value.get("min_confidence", 0) < 1:
+            raise ValueError("min_confidence must be in 0 … 1")
+        return value
+
+
+class PublishConfig(Section):
+    """Where the versions go."""
+
+    url: str
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("url")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("empty; give a folder or any fsspec URL: s3://bucket/prefix, gs://, az://, file://, memory://")
+        return value.rstrip("/") if not value.endswith("://") else value
+
+
+class ClusterConfig(Section):
+    """Which Ray cluster does the work."""
+
+    address: str = "local"
+
+
+class Config(Section):
+    """The whole config of one run."""
+
+    name: str
+    seed: int = Field(0, ge=0, lt=2**31)
+    source: SourceConfig
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    publish: PublishConfig = Field(default_factory=lambda: PublishConfig(url="./out"))
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _slug(cls, value: str) -> str:
+        if not NAME.fullmatch(value) or len(value) > 63:
+            raise ValueError("must be 1 to 63 of a-z, 0-9 and inner dashes (no slash, space or capital)")
+        return value
+
+    @property
+    def dataset_url(self) -> str:
+        """`<publish.url>/<name>`, what `show` and `verify` take."""
+        return f"{self.publish.url.rstrip('/') if not self.publish.url.endswith('://') else self.publish.url}" + (
+            "" if self.publish.url.endswith("://") else "/"
+        ) + self.name
+
+    def digest(self, *sections: str) -> str:
+        """sha256 (16 hex) over what decides the result: where things run and go does not count.
+
+        Args:
+            sections: names of sections to take; none for all that decide the published content.
+        """
+        content = self.model_dump(mode="json")
+        content.pop("cluster")
+        content.pop("publish")
+        content["source"].pop("storage_options")
+        content["train"].pop("max_failures")
+        for stage in ("train", "sample"):
+            content[stage].pop("workers")
+            content[stage].pop("gpus_per_worker")
+        if sections:
+            content = {name: content[name] for name in sections}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Reads a YAML file, applies `a.b=value` overrides and checks the whole.
+
+    Raises:
+        ConfigError: the file can't be read, isn't YAML, or a key or value is wrong; every fault is listed.
+    """
+    return parse_config(read_config(path, overrides), where=str(path))
+
+
+def read_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
+    """The YAML file with overrides applied, not yet checked, `${NAME}` not yet replaced.
+
+    Raises:
+        ConfigError: the file can't be read or isn't YAML, or an override isn't `key=value`.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"can't read the config {file}: {e.strerror if isinstance(e, OSError) else e}") from e
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} must hold keys and values (name:, source:, …), not {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    return raw
+
+
+def parse_config(raw: dict[str, Any], where: str = "config") -> Config:
+    """Checks a config given as a dict; `${NAME}` is replaced from the environment.
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    used: set[str] = set()
+    expanded = _expand(raw, "", used)
+    try:
+        return Config.model_validate(expanded)
+    except ValidationError as e:
+        lines = [_fault(err, secret_values=used) for err in e.errors()]
+        raise ConfigError(f"{where}: " + ("; ".join(lines) if len(lines) == 1 else "\n  " + "\n  ".join(lines))) from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: give it as key=value, e.g. --set train.budget.kimg=50")
+    *parents, leaf = key.split(".")
+    node = raw
+    for name in parents:
+        child = node.get(name)
+        if not isinstance(child, dict):
+            child = node[name] = {}
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {' '.join(str(e).split())}") from e
+    if key == "train.budget.minutes":                # one of two: an override replaces the other
+        node.pop("kimg", None)
+    elif key == "train.budget.kimg":
+        node.pop("minutes", None)
+
+
+def _expand(value: Any, path: str, used: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, f"{path}.{k}" if path else str(k), used) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, f"{path}[{i}]", used) for i, v in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ConfigError(f"{path}: the environment variable {name} is not set; set it or write the value out")
+        used.add(os.environ[name])
+        return os.environ[name]
+
+    expanded = _ENV.sub(replace, value)
+    whole = _ENV.fullmatch(value)
+    return yaml.safe_load(expanded) if whole and re.fullmatch(r"-?\d+(\.\d+)?|true|false", expanded) else expanded
+
+
+def _fault(err: Any, secret_values: set[str]) -> str:
+    key = ".".join(str(part) for part in err["loc"] if str(part) not in ("literal['balance']", "dict[str,int]")) or "config"
+    if err["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed here: {', '.join(_allowed(err['loc'][:-1]))}"
+    if err["type"] == "missing":
+        return f"{key}: missing"
+    message = err["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    value = err["input"]
+    shown = "…" if isinstance(value, str) and any(s and s in value for s in secret_values) else repr(value)
+    return f"{key}: {message}" + (f" (got {shown})" if not isinstance(value, dict) else "")
+
+
+def _allowed(loc: tuple[Any, ...]) -> list[str]:
+    model: Any = Config
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), model)
+    return list(model.model_fields)

@@ -1,0 +1,420 @@
+"""What the generator's images are worth: distance, coverage, agreement, variety, memorisation, lift.
+
+Who may see what: the feature extractor (which is the filter's model too) trains on the train split alone, the judge on
+train and val, nobody on test. The two differ in architecture, width and seed. Every figure is read against the same
+figure of unseen real images, the val split, in the samples' place.
+"""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan.classical import ClassicalAugment
+from gan.classifier import (
+    Architecture,
+    Classifier,
+    ClassifierSpec,
+    build_classifier,
+    embed,
+    predict,
+    save_classifier,
+    standardise,
+    train_classifier,
+)
+from gan.metrics.agreement import agreement, balanced_accuracy
+from gan.metrics.confidence import inception_like_score
+from gan.metrics.diversity import diversity
+from gan.metrics.frechet import Gaussian, frechet_distance
+from gan.metrics.kernel import kernel_distance
+from gan.metrics.manifold import Manifold, manifold, neighbourhood_size
+from gan.metrics.memorisation import Memorisation, memorisation
+from pipeline import keys
+from pipeline.cluster import local_cpus
+from pipeline.config import Config
+from pipeline.errors import ConfigError, CorruptShard, MissingObject
+from pipeline.grids import tile_grid
+from pipeline.lift import Bench, Draw, Rows, Schedule, measure_lift, only_known
+from pipeline.lift.verdict import summary
+from pipeline.mint import load_gan
+from pipeline.prepare import load_split
+from pipeline.progress import Progress
+from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
+from pipeline.seeds import derive, row_seeds
+from pipeline.side_by_side import Stop, all_side_by_side
+from pipeline.store import Store
+
+FORMAT = 1                                           # one more whenever the figures' definitions change
+LEAST_PER_CLASS = 50                                 # samples of a class, however rare it is in the test images
+MOST_REAL = 10_000                                   # test images that distances and neighbourhoods are taken of
+MOST_KERNEL = 5_000                                  # rows a side of the kernel distance, which costs their product
+FEW_TEST_IMAGES = 10                                 # of a class: fewer, and its figures get a note
+PAIRS = 20
+# (architecture, width, length of the training against a lift trial's); the judge differs in more than its seed
+EXTRACTOR: tuple[Architecture, int, float] = ("conv", 16, 1.5)
+JUDGES: dict[int, tuple[Architecture, int, float]] = {1: ("conv", 24, 1.0), 3: ("residual", 16, 0.5)}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The prepared images in memory; val and test without classes that train lacks."""
+
+    train: Rows
+    val: Rows
+    test: Rows
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Who looks at the images."""
+
+    extractor: Classifier
+    judge: Classifier | None                         # None: one class only, nothing to judge
+    filter: Classifier | None                        # for `pipeline.filtering`; it and the extractor know train alone
+    features: str                                    # domain | random
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A set of images as features float32 (n, 128) of the extractor, with labels int64 (n,)."""
+
+    features: Tensor
+    labels: Tensor
+
+    def of(self, label: int) -> Tensor:
+        """The features of one class."""
+        return self.features[self.labels == label]
+
+    def take(self, rows: Tensor) -> "Seen":
+        """The rows given by number or mask."""
+        return Seen(self.features[rows], self.labels[rows])
+
+
+def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Store, progress: Progress) -> Scorecard:
+    """Measures the checkpoint's generator, or returns the scorecard that the run folder has for the same inputs.
+
+    Puts the nearest pairs' PNG, the filter's model, the rows of the lift trial as they finish, and last the scorecard.
+
+    Raises:
+        ConfigError: features that can't be had here.
+        CorruptShard: the checkpoint is not the one that was trained.
+        MissingObject: the run folder lacks data or checkpoint.
+    """
+    inputs = _inputs(config, snapshot, checkpoint)
+    done = _finished(run, inputs)
+    if done is not None:
+        progress.note("evaluation was finished before")
+        return done
+    if config.evaluate.features == "inception":
+        raise ConfigError("evaluate.features: inception needs the FID network's weights, which ganmill does not "
+                          "bring; set evaluate.features: domain")
+    began = time.perf_counter()
+    splits = _load(run, len(snapshot.classes))
+    draw = _generator(run, checkpoint)
+    progress.note("training the feature extractor and the judge")
+    networks = train_networks(config, splits, len(snapshot.classes))
+    _put_filter(run, networks)
+    notes: list[str] = []
+    card, = all_side_by_side(                        # one thread: on a busy machine several wait for one another
+        [lambda stop: _measure(config, snapshot, splits, draw, networks, run, progress, notes)], 1)
+    card = replace(card, lift=_lift(config, snapshot, splits, draw, networks, run, progress, inputs),
+                   notes=tuple(notes), seconds=round(time.perf_counter() - began, 3))
+    run.put_json(keys.SCORECARD, {**card.to_json(), "inputs": inputs})
+    return card
+
+
+def _inputs(config: Config, snapshot: Snapshot, checkpoint: Checkpoint) -> str:
+    """Fingerprint of all that decides the scorecard."""
+    content = [FORMAT, checkpoint.sha256, snapshot.fingerprint, config.seed, config.digest("evaluate"),
+               config.train.augment.model_dump()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finished(run: Store, inputs: str) -> Scorecard | None:
+    try:
+        content = run.get_json(keys.SCORECARD)
+    except MissingObject:
+        return None
+    return Scorecard.from_json(content) if content.get("inputs") == inputs else None
+
+
+def _load(run: Store, classes: int) -> Splits:
+    rows = []
+    for name in ("train", "val", "test"):
+        split = load_split(run, name)
+        rows.append(Rows(torch.from_numpy(split.images), torch.from_numpy(split.labels)))
+    train, val, test = rows
+    return Splits(train, only_known(val, train, classes), only_known(test, train, classes))
+
+
+def _generator(run: Store, checkpoint: Checkpoint) -> Draw:
+    data = run.get(checkpoint.key)
+    if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
+        raise CorruptShard(f"{run.where(checkpoint.key)} is not the checkpoint that was trained; train again under "
+                           "another --run-id")
+    generate = load_gan(data)
+    return lambda labels, latents: torch.from_numpy(generate(labels, latents))
+
+
+# ---- the networks ----
+
+
+def train_networks(config: Config, splits: Splits, classes: int) -> Networks:
+    """The extractor and filter (train split) and the judge (train and val), side by side, one thread each."""
+    augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
+    channels = splits.train.images.shape[1]
+    several = len(torch.unique(splits.train.labels)) > 1
+
+    def train(name: str, rows: Rows, architecture: Architecture, width: int, share: float, stop: Stop) -> Classifier:
+        schedule = Schedule.for_data(len(rows), channels)
+        return train_classifier(
+            rows.images, rows.labels, classes, steps=max(1, round(schedule.steps * share)), balanced=True,
+            batch_size=schedule.batch_size, seed=derive(config.seed, "evaluate", name), width=width,
+            architecture=architecture, augment=augment, on_step=stop.check,
+        )
+
+    jobs = []
+    if several:                                      # the longer job first
+        architecture, width, share = JUDGES[channels]
+        seen = splits.train.joined(splits.val)
+        jobs.append(lambda stop: train("judge", seen, architecture, width, share, stop))
+        jobs.append(lambda stop: train("extractor", splits.train, *EXTRACTOR, stop))
+    trained = all_side_by_side(jobs, local_cpus())
+    judge, domain = trained if several else (None, None)
+    if domain is not None and config.evaluate.features == "domain":
+        return Networks(domain, judge, domain, "domain")
+    return Networks(_random_features(splits.train, classes), judge, domain, "random")
+
+
+def _random_features(train: Rows, classes: int) -> Classifier:
+    """A network with weights of a fixed seed that never learnt anything."""
+    _, channels, resolution, _ = train.images.shape
+    net = build_classifier(ClassifierSpec("conv", resolution, channels, classes, 32), seed=0)
+    standardise(net, train.images)
+    return net.eval()
+
+
+def _put_filter(run: Store, networks: Networks) -> None:
+    if networks.filter is not None:
+        run.put(keys.FILTER, save_classifier(networks.filter))
+
+
+# ---- the samples ----
+
+
+def sample_counts(test: np.ndarray, train: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of each class: (in the proportion of the test images, the same but at least fifty of each class).
+
+    The first are what is compared with the test images as a whole, the second serve the figures by class.
+
+    Args:
+        test, train: rows by class, int64 (classes,).
+    """
+    share = test if test.sum() else train
+    exact = samples * share / share.sum()
+    prior = np.floor(exact).astype(np.int64)
+    prior[np.argsort(prior - exact, kind="stable")[: samples - prior.sum()]] += 1
+    present = train > 0
+    least = min(LEAST_PER_CLASS, max(2, samples // max(1, int(present.sum()))))
+    return prior, np.where(present, np.maximum(prior, least), 0)
+
+
+def generate_samples(draw: Draw, counts: np.ndarray, seed: int) -> Rows:
+    """`counts[c]` images of each class c, class by class; apart from those that will be published."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    latents = np.concatenate([row_seeds(derive(seed, "evaluate"), c, 0, int(n)) for c, n in enumerate(counts)])
+    return Rows(draw(labels, latents), torch.from_numpy(labels))
+
+
+def _first_of_each(labels: Tensor, counts: np.ndarray) -> Tensor:
+    """Mask of the first `counts[c]` rows of each class c."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label, count in enumerate(counts.tolist()):
+        mask[torch.nonzero(labels == label)[:count, 0]] = True
+    return mask
+
+
+def _thinned(seen: Seen, most: int) -> Seen:
+    """At most `most` rows, evenly through the set."""
+    if len(seen.labels) <= most:
+        return seen
+    return seen.take(torch.linspace(0, len(seen.labels) - 1, most).round().long())
+
+
+# ---- the figures ----
+
+
+def _measure(
+    config: Config, snapshot: Snapshot, splits: Splits, draw: Draw, networks: Networks, run: Store, progress: Progress,
+    notes: list[str],
+) -> Scorecard:
+    """All figures but lift."""
+    classes = len(snapshot.classes)
+    prior, counts = sample_counts(splits.test.counts(classes), splits.train.counts(classes), config.evaluate.samples)
+    progress.note(f"generating {counts.sum():,} samples")
+    samples = generate_samples(draw, counts, config.seed)
+    train, val, test, made = (Seen(embed(networks.extractor, rows.images)[0], rows.labels)
+                              for rows in (splits.train, splits.val, splits.test, samples))
+    as_prior = _first_of_each(samples.labels, prior)
+    held_out, overall = _thinned(test, MOST_REAL), made.take(as_prior)
+    real = _real_figures(held_out, val, notes)
+    whole = _manifold(held_out.features, overall.features)
+    per_class = coverage_per_class(held_out, made, snapshot.classes, notes)
+    spread = diversity(*_for_diversity(splits, train, val, test), made.features, made.labels)
+    memory = memorisation(train.features, _thinned(test, 2000).features, overall.features, pairs=PAIRS)
+    run.put(keys.NEAREST, nearest_pairs(samples.images[as_prior], splits.train.images, memory))
+    judged = _judge(networks.judge, splits, samples, as_prior, snapshot.classes, notes)
+    _note_what_must_be_known(config, snapshot, networks, prior, counts, memory, notes)
+    return Scorecard(
+        samples=int(prior.sum()), features=networks.features, fd_reference=_reference(held_out, val),
+        fd=_distance(held_out, overall), fd_floor=real["fd"], real=real,
+        precision=whole.precision, recall=whole.recall, density=whole.density,
+        coverage=_mean(per_class, whole.coverage), coverage_per_class=per_class,
+        diversity_per_class={snapshot.classes[c]: round(v, 4) for c, v in spread.items()},
+        memorised=memory.too_near, authentic=memory.authentic, nearest_pairs_key=keys.NEAREST,
+        kernel_distance=_kernel(held_out, overall), **judged,
+    )
+
+
+def _distance(real: Seen, other: Seen) -> float:
+    return round(frechet_distance(Gaussian(real.features), Gaussian(other.features)), 4)
+
+
+def _kernel(real: Seen, other: Seen) -> float | None:
+    if len(real.labels) < 2 or len(other.labels) < 2:
+        return None
+    a, b = _thinned(real, MOST_KERNEL), _thinned(other, MOST_KERNEL)
+    return round(1000 * kernel_distance(a.features, b.features), 4)
+
+
+def _manifold(real: Tensor, fake: Tensor, *, with_recall: bool = True) -> Manifold:
+    """The four figures with k = 5, or as many neighbours as there are; zeros where a set has no two rows."""
+    k = neighbourhood_size(min(len(real), len(fake)) if with_recall else len(real))
+    if k == 0 or len(fake) == 0:
+        return Manifold(0.0, 0.0, 0.0, 0.0, 0)
+    return manifold(real, fake, k, with_recall=with_recall)
+
+
+def _real_figures(held_out: Seen, val: Seen, notes: list[str]) -> dict[str, float]:
+    """Unseen real images in the samples' place: what a perfect generator could reach, and no more."""
+    if len(val.labels) >= 2:
+        place, rest = val, held_out
+    else:
+        odd = torch.arange(len(held_out.labels)) % 2 == 1
+        place, rest = held_out.take(odd), held_out.take(~odd)
+        notes.append("No validation images: the real-against-real figures compare two halves of the test images.")
+    if len(place.labels) < 1 or len(rest.labels) < 1:
+        return {"fd": 0.0}
+    whole = _manifold(rest.features, place.features)
+    per_class = coverage_per_class(rest, place, (), [])
+    return {"rows": float(len(place.labels)), "fd": _distance(rest, place), "precision": whole.precision,
+            "recall": whole.recall, "density": whole.density, "coverage": _mean(per_class, whole.coverage)}
+
+
+def coverage_per_class(real: Seen, made: Seen, classes: tuple[str, ...], notes: list[str]) -> dict[str, float]:
+    """Class → coverage (k = 5 or what the class bears), from no more samples than there are real rows.
+
+    With more samples than real rows coverage would rise by their number alone.
+
+    Args:
+        classes: names; () to name classes by their numbers and to note nothing.
+    """
+    found: dict[str, float] = {}
+    for label in torch.unique(made.labels).tolist():
+        rows, samples = real.of(label), made.of(label)
+        name = classes[label] if classes else str(label)
+        if classes and len(rows) < FEW_TEST_IMAGES:
+            rest = "; its coverage is left out" if len(rows) < 2 else ": its figures are rough"
+            notes.append(f"Class {name!r} has {len(rows)} test image{'s' * (len(rows) != 1)}{rest}.")
+        if len(rows) >= 2:
+            found[name] = _manifold(rows, samples[: len(rows)], with_recall=False).coverage
+    return found
+
+
+def _for_diversity(splits: Splits, train: Seen, val: Seen, test: Seen) -> tuple[Tensor, Tensor]:
+    """Real rows to compare variety with: unseen ones, and the training ones of classes with too few of those."""
+    features, labels = torch.cat([val.features, test.features]), torch.cat([val.labels, test.labels])
+    counts = torch.bincount(labels, minlength=int(train.labels.max()) + 1)
+    scarce = counts[train.labels] < FEW_TEST_IMAGES
+    return torch.cat([features, train.features[scarce]]), torch.cat([labels, train.labels[scarce]])
+
+
+def _judge(
+    judge: Classifier | None, splits: Splits, samples: Rows, as_prior: Tensor, classes: tuple[str, ...],
+    notes: list[str],
+) -> dict[str, Any]:
+    """The judge's figures, by the scorecard's names."""
+    if judge is None:
+        notes.append("One class only: nobody can disagree about labels, and features are those of a random network.")
+        present = {classes[int(c)]: 1.0 for c in torch.unique(samples.labels)}
+        return {"agreement": 1.0, "agreement_per_class": present, "judge_accuracy": 1.0, "inception_like": None}
+    logits = predict(judge, samples.images)
+    _, per_class = agreement(logits, samples.labels)
+    reached = balanced_accuracy(predict(judge, splits.test.images), splits.test.labels) if len(splits.test) else 0.0
+    if reached < 0.8:
+        notes.append(f"The judge itself is right on {100 * reached:.0f} % of the test images only: read agreement so.")
+    return {
+        "agreement": round(agreement(logits[as_prior], samples.labels[as_prior])[0], 6),
+        "agreement_per_class": {classes[c]: round(v, 6) for c, v in per_class.items()},
+        "judge_accuracy": round(reached, 6), "inception_like": round(inception_like_score(logits[as_prior]), 4),
+    }
+
+
+def nearest_pairs(generated: Tensor, train: Tensor, memory: Memorisation) -> bytes:
+    """PNG of the nearest pairs, nearest first: a generated image, then its training image, five pairs a row."""
+    pictures = [image for i, row, _ in memory.pairs for image in (generated[i], train[row])]
+    return tile_grid(torch.stack(pictures).numpy(), columns=10)
+
+
+def _reference(held_out: Seen, val: Seen) -> str:
+    floor = f"{len(val.labels):,} validation images" if len(val.labels) >= 2 else "their two halves"
+    return f"{len(held_out.labels):,} test images; floor: {floor} in the samples' place"
+
+
+def _note_what_must_be_known(
+    config: Config, snapshot: Snapshot, networks: Networks, prior: np.ndarray, counts: np.ndarray, memory: Memorisation,
+    notes: list[str],
+) -> None:
+    if config.evaluate.features == "domain" and networks.features == "random":
+        notes.append("Features are those of a random network, since a classifier can't be trained on one class.")
+    if (counts > prior).any():
+        more = int((counts > prior).sum())
+        notes.append(f"Labels of the samples follow the test images; {more} scarce class{'es' * (more != 1)} got more "
+                     "samples for the figures by class, which the overall figures leave out.")
+    absent = [name for name in snapshot.classes if not snapshot.rows_per_class["train"].get(name)]
+    if absent:
+        some = ", ".join(map(repr, absent[:5])) + (", …" if len(absent) > 5 else "")
+        notes.append(f"Without training images, and so left out: {some}.")
+    notes.append(f"Authentic: {memory.authentic:.2f} of the samples, {memory.authentic_held_out:.2f} of unseen real "
+                 f"images; median distance to the nearest training image {memory.median_ratio:.2f} times theirs.")
+
+
+def _mean(per_class: dict[str, float], otherwise: float) -> float:
+    values = [v for v in per_class.values() if math.isfinite(v)]
+    return round(sum(values) / len(values), 6) if values else otherwise
+
+
+# ---- lift ----
+
+
+def _lift(
+    config: Config, snapshot: Snapshot, splits: Splits, draw: Draw, networks: Networks, run: Store, progress: Progress,
+    inputs: str,
+) -> LiftFigure | None:
+    """The lift figure, None when the config asks for none."""
+    asked = config.evaluate.lift
+    if asked is None:
+        return None
+    progress.note("measuring lift")
+    augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
+    schedule = Schedule.for_data(len(splits.train), snapshot.channels, asked.steps)
+    bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule)
+    figure = measure_lift(asked, bench, draw, config.seed, progress, model=networks.filter, run=run, inputs=inputs)
+    run.put_json(keys.LIFT, {"inputs": inputs, "arms": summary(figure), **figure.to_json()})
+    return figure

@@ -1,0 +1,409 @@
+"""Making all shards of a plan with a pool of workers: only specs go out, only receipts come back.
+
+The pool is Ray actors, one process each, or threads of this process when the store lives in it. What is missing is the
+plan less the valid receipts, so a resume is the same call again. A worker that dies is replaced, and what it held is
+tried again, each shard at most three times; the others finish meanwhile.
+"""
+
+import functools
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline import keys
+from pipeline.cluster import cpus_per_worker, local_cpus
+from pipeline.config import Config
+from pipeline.errors import (
+    ClusterError,
+    ConfigError,
+    CorruptShard,
+    GanmillError,
+    MissingObject,
+    SamplingFailed,
+    StoreError,
+)
+from pipeline.mint import Generate, Mint, MintJob, RowFilter, load_gan
+from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.records import Checkpoint, Receipt, ShardSpec, Snapshot
+from pipeline.store import Store
+
+MAX_TRIES = 3                                        # of one shard
+POLL_S = 0.2                                         # a wait on Ray can't be interrupted by a cancellation
+START_TIMEOUT_S = 180.0                              # no worker at all for so long, and the stage gives up
+READERS = 16                                         # receipts read at a time
+
+
+def sample(
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, plan: Sequence[ShardSpec], run: Store, dataset: Store,
+    version: str, progress: Progress, *,
+    load: Callable[[bytes], Generate] | None = None, load_filter: Callable[[Store], RowFilter] | None = None,
+) -> list[Receipt]:
+    """Makes every shard of the plan that has no valid receipt yet. Ray must be initialised, see `in_process`.
+
+    Args:
+        run: the run's folder; dataset: the dataset's; version: name of the version to be.
+        load: checkpoint bytes → generator; the GAN's by default.
+        load_filter: run folder → filter; needed when `sample.filter` asks for one.
+
+    Returns:
+        One receipt a shard, in the plan's order.
+
+    Raises:
+        ConfigError: a filter is asked for and none can be loaded.
+        SamplingFailed: some shards failed three times, or the filter rejects nearly all of a class; the rest is kept.
+        StoreError: the store refused; what was finished is kept.
+        ClusterError: no worker could be started.
+    """
+    if config.sample.filter and load_filter is None:
+        raise ConfigError("sample.filter: this run has no classifier to filter with; leave it out")
+    folder = dataset.child(keys.version(version))
+    done = finished(plan, run, folder, config.seed, snapshot.classes)
+    gpu = config.sample.gpus_per_worker > 0
+    job = MintJob(
+        seed=config.seed, classes=snapshot.classes, format=config.sample.format, checkpoint_key=checkpoint.key,
+        checkpoint_sha256=checkpoint.sha256, run=run, version=folder,
+        load=load or functools.partial(load_gan, device="cuda" if gpu else "cpu"), load_filter=load_filter,
+    )
+    all_rows = plan.rows if isinstance(plan, Plan) else sum(spec.rows for spec in plan)
+    tally = _Tally(progress, sum(receipt.rows for receipt in done.values()), all_rows, len(done), len(plan))
+    tally.tell()
+    missing = (spec for spec in plan if spec.index not in done)
+    if len(done) < len(plan):
+        inside = in_process(config, run, dataset)
+        pool: Pool = ThreadPool(job, min(config.sample.workers, local_cpus())) if inside else RayPool(job, config)
+        try:
+            done.update(_drive(pool, missing, tally))
+        finally:
+            pool.close()
+    return [done[index] for index in sorted(done)]
+
+
+def in_process(config: Config, *stores: Store) -> bool:
+    """Whether sampling runs in threads of this process instead of on Ray: other processes can't see `memory://`."""
+    return config.cluster.address == "inline" or any(store.is_process_local for store in stores)
+
+
+def finished(
+    plan: Sequence[ShardSpec], run: Store, version: Store, seed: int, classes: Sequence[str]
+) -> dict[int, Receipt]:
+    """Index → receipt of the shards that are whole in the store, by their receipts and one listing of sizes.
+
+    A receipt that doesn't fit the plan, or whose objects are missing or of another size, is removed together with
+    those objects, so that the shard is made anew.
+    """
+    listed = run.list(keys.RECEIPTS)
+    if not listed:
+        return {}
+    sizes = {info.key: info.size for info in version.list(keys.DATA)}
+    with ThreadPoolExecutor(READERS) as threads:
+        read = dict(zip((info.key for info in listed), threads.map(lambda info: _read(run, info.key), listed)))
+    done: dict[int, Receipt] = {}
+    for spec in plan:
+        key = keys.receipt(spec.index)
+        if key not in read:
+            continue
+        receipt = read.pop(key)
+        if receipt is not None and _fits(receipt, spec, seed, classes) and not _damaged(receipt, sizes):
+            done[spec.index] = receipt
+            continue
+        run.delete(key)
+        for bad in _damaged(receipt, sizes) if receipt is not None else ():
+            version.delete(bad)
+    for key in read:                                     # of no shard in this plan
+        run.delete(key)
+    return done
+
+
+def _read(run: Store, key: str) -> Receipt | None:
+    try:
+        return Receipt.from_json(run.get_json(key))
+    except MissingObject:                                # another driver of this run removed it
+        return None
+    except (StoreError, TypeError, KeyError, AttributeError) as e:
+        if isinstance(e, StoreError) and "not valid JSON" not in str(e):
+            raise
+        return None
+
+
+def _fits(receipt: Receipt, spec: ShardSpec, seed: int, classes: Sequence[str]) -> bool:
+    asked = {classes[part.label]: part.count for part in spec.parts}
+    return receipt.index == spec.index and receipt.rows_per_class == asked and receipt.seed == seed
+
+
+def _damaged(receipt: Receipt, sizes: Mapping[str, int]) -> list[str]:
+    """Keys of the receipt's objects that are not there in their full size."""
+    objects = receipt.files or ({"key": receipt.key, "bytes": receipt.bytes},)
+    return [str(o["key"]) for o in objects if sizes.get(o["key"]) != o["bytes"]]
+
+
+# driving
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a shard was not made this time; crosses from a worker to the driver."""
+
+    reason: str
+    error: type[GanmillError] | None = None              # named errors end the stage at once: another try won't help
+    worker_lost: bool = False
+
+
+@dataclass
+class Task:
+    """A shard on its way."""
+
+    spec: ShardSpec
+    failures: list[str] = field(default_factory=list)
+    alone: bool = False                                  # it was there when a worker died: nothing else beside it now
+
+
+Outcome = tuple[Task, Receipt | Failure]
+
+
+class Pool(Protocol):
+    """Workers that make shards."""
+
+    def submit(self, task: Task) -> bool:
+        """Starts the task if there is room for it."""
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """What has ended since, after at most `timeout_s`."""
+
+    def close(self) -> None:
+        """Ends all workers, in the middle of a shard too."""
+
+
+@dataclass
+class _Tally:
+    progress: Progress
+    rows: int
+    all_rows: int
+    shards: int
+    all_shards: int
+    made_rows: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, receipt: Receipt) -> None:
+        self.rows += receipt.rows
+        self.made_rows += receipt.rows
+        self.shards += 1
+
+    def tell(self) -> None:
+        rate = self.made_rows / max(1e-9, time.monotonic() - self.started)
+        shards = f"{self.shards}/{self.all_shards}"
+        self.progress.update(self.rows, self.all_rows, images_per_s=round(rate), shards=shards)
+
+
+def _drive(pool: Pool, missing: Iterable[ShardSpec], tally: _Tally) -> dict[int, Receipt]:
+    """Keeps the pool busy until every shard has its receipt or has failed for good. Holds only what is in flight."""
+    todo: Iterator[Task] = (Task(spec) for spec in missing)
+    again: deque[Task] = deque()
+    made: dict[int, Receipt] = {}
+    given_up: list[Task] = []
+    in_flight, waiting = 0, next(todo, None)
+    while waiting is not None or again or in_flight:
+        while again and pool.submit(again[0]):
+            again.popleft()
+            in_flight += 1
+        while waiting is not None and not again and pool.submit(waiting):
+            waiting = next(todo, None)
+            in_flight += 1
+        for task, outcome in pool.wait(POLL_S):
+            in_flight -= 1
+            if isinstance(outcome, Receipt):
+                made[task.spec.index] = outcome
+                tally.add(outcome)
+            elif outcome.error is not None:
+                raise outcome.error(outcome.reason)
+            else:
+                task.failures.append(outcome.reason)
+                task.alone = task.alone or outcome.worker_lost
+                (given_up if len(task.failures) >= MAX_TRIES else again).append(task)
+        tally.tell()
+    if given_up:
+        raise SamplingFailed(_given_up(given_up, tally))
+    return made
+
+
+def _given_up(tasks: list[Task], tally: _Tally) -> str:
+    shown = "; ".join(f"shard {t.spec.index}: {t.failures[-1]}" for t in sorted(tasks, key=lambda t: t.spec.index)[:3])
+    more = f"; and {len(tasks) - 3} more" if len(tasks) > 3 else ""
+    return (f"{len(tasks)} of {tally.all_shards} shards failed {MAX_TRIES} times each ({shown}{more}); the other "
+            f"{tally.shards} are kept: mend the cause and continue with the same --run-id")
+
+
+def _attempt(mint: Mint, spec: ShardSpec) -> Receipt | Failure:
+    """A worker's boundary: what went wrong is recorded here and told to the driver in plain words."""
+    try:
+        return mint.make(spec)
+    except (StoreError, SamplingFailed, CorruptShard) as e:
+        return Failure(str(e), type(e))
+    except Exception as e:  # noqa: BLE001  anything may go wrong in a model; the driver decides on another try
+        if type(e).__module__.startswith("gan."):
+            return Failure(f"the generator can't be used: {e}", SamplingFailed)
+        return Failure(f"{type(e).__name__}: {' '.join(str(e).split())[:500]}")
+
+
+class ThreadPool:
+    """Workers in this process: `drawing` shards are drawn while one more is encoded and put."""
+
+    def __init__(self, job: MintJob, drawing: int = 1):
+        import torch
+
+        self._mint, self._depth = Mint(job, drawing), drawing + 1
+        self._threads = ThreadPoolExecutor(self._depth)
+        self._tasks: dict[Future[Receipt | Failure], Task] = {}
+        self._torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)                         # as in `_Minter`
+
+    def submit(self, task: Task) -> bool:
+        """As `Pool.submit`."""
+        if len(self._tasks) >= self._depth:
+            return False
+        self._tasks[self._threads.submit(_attempt, self._mint, task.spec)] = task
+        return True
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """As `Pool.wait`."""
+        ended, _ = wait(self._tasks, timeout_s, FIRST_COMPLETED)
+        return [(self._tasks.pop(future), future.result()) for future in ended]
+
+    def close(self) -> None:
+        """As `Pool.close`; a thread can't be killed, so the shards in flight end first."""
+        import torch
+
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._torch_threads)
+
+
+# Ray
+
+
+@dataclass
+class _Worker:
+    actor: Any
+    ready: Any                                           # the reference of its first call, None once that returned
+    tasks: dict[Any, Task] = field(default_factory=dict)
+
+    @property
+    def exclusive(self) -> bool:
+        return any(task.alone for task in self.tasks.values())
+
+
+class RayPool:
+    """Actors, one process each, that draw single-threaded on the CPU, so that a shard has the same bytes everywhere.
+
+    An actor with n CPUs draws n shards at a time and encodes and puts one more, so `workers` · (n + 1) shards are in
+    memory, however long the plan is.
+    """
+
+    def __init__(self, job: MintJob, config: Config):
+        import ray
+
+        self._ray = ray
+        self._gpus = config.sample.gpus_per_worker
+        self._cpus = cpus_per_worker(config.sample.workers)
+        self._drawing = 1 if self._gpus else self._cpus
+        self._depth = self._drawing + (self._cpus if self._gpus else 1)
+        self._job = ray.put(job)
+        self._losses, self._size = 0, config.sample.workers
+        self._last_alive = time.monotonic()
+        self._workers = [self._start() for _ in range(self._size)]
+
+    def submit(self, task: Task) -> bool:
+        """As `Pool.submit`. A task that saw a worker die gets a worker to itself."""
+        limit = 1 if task.alone else self._depth
+        free = [w for w in self._workers if w.ready is None and len(w.tasks) < limit and not w.exclusive]
+        if not free:
+            return False
+        worker = min(free, key=lambda w: len(w.tasks))
+        try:
+            worker.tasks[worker.actor.make.remote(task.spec)] = task
+        except self._ray.exceptions.RayError:            # died this moment: `wait` will notice
+            return False
+        return True
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """As `Pool.wait`; workers that died are replaced."""
+        calls = {ref: w for w in self._workers for ref in ([w.ready] if w.ready is not None else list(w.tasks))}
+        self._ray.wait(list(calls), num_returns=1, timeout=timeout_s)
+        ended, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        outcomes: list[Outcome] = []
+        for ref in ended:
+            worker = calls[ref]
+            try:
+                result = self._ray.get(ref)
+            except self._ray.exceptions.RayError as e:
+                outcomes += self._lost(worker, ref, e)
+                continue
+            if ref == worker.ready:
+                worker.ready = None
+            else:
+                outcomes.append((worker.tasks.pop(ref), result))
+        self._check_alive()
+        return outcomes
+
+    def close(self) -> None:
+        """As `Pool.close`."""
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
+        self._workers = []
+
+    def _start(self) -> _Worker:
+        actor: Any = self._ray.remote(_Minter).options(
+            num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0,
+            max_concurrency=self._depth + 1,
+        ).remote(self._job, self._drawing, bool(self._gpus))
+        return _Worker(actor, actor.ready.remote())
+
+    def _lost(self, worker: _Worker, ref: Any, error: Exception) -> list[Outcome]:
+        """Takes a dead worker's shards back and starts another in its place."""
+        if worker not in self._workers:                  # seen already by another of its calls
+            return []
+        self._losses += 1
+        why = _cause(error)
+        if worker.ready is not None and self._losses > MAX_TRIES * self._size:
+            raise ClusterError(f"sampling workers die while they start: {why}; check that every node has memory enough "
+                               "and the same ganmill")
+        self._ray.kill(worker.actor)
+        self._workers.remove(worker)
+        self._workers.append(self._start())
+        return [(task, Failure(f"its worker died: {why}", worker_lost=True)) for task in worker.tasks.values()]
+
+    def _check_alive(self) -> None:
+        if any(w.ready is None for w in self._workers):
+            self._last_alive = time.monotonic()
+        elif time.monotonic() - self._last_alive > START_TIMEOUT_S:
+            raise ClusterError(
+                f"no sampling worker could start within {START_TIMEOUT_S:.0f} s: each asks for {self._cpus} CPUs and "
+                f"{self._gpus:g} GPUs; lower sample.workers or sample.gpus_per_worker, or add nodes"
+            )
+
+
+def _cause(error: Exception) -> str:
+    """Ray's account of a death in one line: the error at the end of a worker's traceback, else its first line."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*:", line)]
+    return (named[-1] if named else lines[0] if lines else type(error).__name__)[:300]
+
+
+class _Minter:
+    """The actor. Its constructor does nothing that can fail, so that every reason reaches the driver."""
+
+    def __init__(self, job: MintJob, drawing: int, gpu: bool):
+        import torch
+
+        if not gpu:
+            torch.set_num_threads(1)                     # sums in the same order however many workers there are
+        self._mint = Mint(job, drawing)
+
+    def ready(self) -> bool:
+        return True
+
+    def make(self, spec: ShardSpec) -> Receipt | Failure:
+        return _attempt(self._mint, spec)

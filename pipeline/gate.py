@@ -1,0 +1,66 @@
+"""The gate: thresholds decide whether the images may be published. Pure."""
+
+import math
+
+from pipeline.config import GateConfig
+from pipeline.records import Scorecard, Verdict
+
+
+def decide(gate: GateConfig, scorecard: Scorecard) -> Verdict:
+    """Holds each figure against its threshold; a threshold of null asks nothing, a figure that is no number fails.
+
+    Returns:
+        The verdict: each reason names figure, value, threshold, and what to do about it.
+    """
+    s = scorecard
+    class_name, diversity = min(s.diversity_per_class.items(), key=lambda item: item[1], default=("", math.nan))
+    ratio = s.fd / s.fd_floor if s.fd_floor > 0 else math.nan
+    reasons = [
+        _lift(gate.min_lift_pp, s),
+        _at_most("memorised", s.memorised, gate.max_memorised, "max_memorised",
+                 "samples come too near to training images: train for less long, with more images, or a smaller model"),
+        _at_least("coverage", s.coverage, gate.min_coverage, "min_coverage",
+                  "real images are left out: train longer, or with another train.model"),
+        _at_least("agreement", s.agreement, gate.min_agreement, "min_agreement",
+                  "samples are not seen as the class they were made for: train longer, or set sample.filter"),
+        _at_least(f"diversity (class {class_name!r})" if class_name else "diversity", diversity, gate.min_diversity,
+                  "min_diversity", "samples of that class are too much alike: train with another model or more images"),
+        _at_most(f"fd_{s.features} over its floor", ratio, gate.max_fd_ratio, "max_fd_ratio",
+                 "samples differ too much from real images: train longer, or with another train.model"),
+    ]
+    failed = tuple(reason for reason in reasons if reason)
+    return Verdict(passed=not failed, reasons=failed, enforced=gate.enabled)
+
+
+def _lift(threshold: float | None, scorecard: Scorecard) -> str | None:
+    """None too where the config asks for no lift trial (`evaluate.lift: null`): then there is no figure at all."""
+    figure = scorecard.lift
+    if threshold is None or figure is None:
+        return None
+    if not figure.seeds:
+        return f"{figure.sentence.rstrip('.')}; gate.min_lift_pp {threshold:g} asks for a figure: give more images, " \
+               "or set gate.min_lift_pp: null to publish unproven."
+    return _at_least("lift_pp", figure.lift_pp, threshold, "min_lift_pp",
+                     "the images do not help a classifier: train longer, add real images, or set the threshold to null")
+
+
+def _at_least(name: str, value: float, threshold: float | None, key: str, remedy: str) -> str | None:
+    if threshold is None or value >= threshold:
+        return None
+    return _reason(name, value, "below", threshold, key, remedy)
+
+
+def _at_most(name: str, value: float, threshold: float | None, key: str, remedy: str) -> str | None:
+    if threshold is None or value <= threshold:
+        return None
+    return _reason(name, value, "above", threshold, key, remedy)
+
+
+def _reason(name: str, value: float, side: str, threshold: float, key: str, remedy: str) -> str:
+    if not math.isfinite(value):
+        return f"{name} could not be measured, but gate.{key} {threshold:g} asks for it: see the notes, or set it null."
+    return f"{name} {_shown(value)} is {side} gate.{key} {threshold:g}: {remedy}."
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4g}"

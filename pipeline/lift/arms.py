@@ -1,0 +1,57 @@
+"""The arms of the lift trial: what each changes about the training of one and the same classifier.
+
+Steps, batch, optimizer, network and seeds are equal in all. An arm is data alone; `trial.run_trial` carries it out.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+
+class Added(Enum):
+    """Rows that an arm puts beside the real ones."""
+
+    SYNTHETIC = "synthetic"                          # the generator's, under the labels they were asked for
+    SHUFFLED = "shuffled"                            # the same under labels shuffled among them
+    DUPLICATES = "duplicates"                        # real training rows once more
+    SMOTE = "smote"                                  # between a real row and one of its nearest of the class
+    REAL = "real"                                    # real rows that the others don't train on
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the classifier."""
+
+    name: str
+    title: str
+    augment: bool = True                             # classical augmentation of every batch
+    balanced: bool = False                           # classes are drawn evenly
+    logit_adjustment: float = 0.0                    # tau of Menon et al. 2021
+    added: Added | None = None
+    real: bool = True                                # False: the added rows alone
+
+
+PLAIN = Arm("A0", "plain", augment=False)
+AUGMENTED = Arm("A1", "classical augmentation")
+BALANCED = Arm("A2", "classical augmentation, balanced sampling", balanced=True)
+ADJUSTED = Arm("A3", "classical augmentation, logit adjustment", logit_adjustment=1.0)
+SMOTE = Arm("A4", "classical augmentation, SMOTE", balanced=True, added=Added.SMOTE)
+WITHOUT_SYNTHESIS = (PLAIN, AUGMENTED, BALANCED, ADJUSTED, SMOTE)
+
+SYNTHETIC = Arm("G1", "classical augmentation, synthetic", added=Added.SYNTHETIC)
+FILTERED = Arm("G2", "classical augmentation, filtered synthetic", added=Added.SYNTHETIC)
+
+
+SYNTHETIC_ALONE = Arm("S1", "classical augmentation, balanced sampling, synthetic images alone", balanced=True,
+                      added=Added.SYNTHETIC, real=False)
+
+
+def with_synthesis(base: Arm) -> Arm:
+    """G3: `base` with synthetic rows beside the real ones."""
+    return replace(base, name="G3", title=f"{base.title}, synthetic", added=Added.SYNTHETIC)
+
+
+def controls(base: Arm) -> tuple[Arm, ...]:
+    """What must not help (N1, N2) and what must where there is headroom (O1), each added to `base`."""
+    kinds = (("N1", "duplicates", Added.DUPLICATES), ("N2", "synthetic under shuffled labels", Added.SHUFFLED),
+             ("O1", "as many extra real images", Added.REAL))
+    return tuple(replace(base, name=name, title=f"{base.title}, {title}", added=added) for name, title, added in kinds)

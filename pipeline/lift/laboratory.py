@@ -1,0 +1,200 @@
+"""The laboratory: runs trials side by side, keeps each finished row in the run folder, and chooses on val."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import keys
+from pipeline.errors import MissingObject
+from pipeline.lift.arms import Added, Arm
+from pipeline.lift.pool import (
+    NO_FILTER,
+    CannotFill,
+    Draw,
+    Filter,
+    FilterModel,
+    Rows,
+    SyntheticPool,
+    duplicates,
+    fill,
+    shuffled,
+    smote,
+    spare_rows,
+)
+from pipeline.lift.trial import Bench, Mix, run_trial
+from pipeline.progress import Progress
+from pipeline.side_by_side import Stop, side_by_side
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One paired seed: its data, its generator's images, its classifier's seed."""
+
+    number: int
+    seed: int
+    bench: Bench
+    draw: Draw
+    model: FilterModel | None = None                 # None: no arm can filter
+    pools: dict[str, SyntheticPool] = field(default_factory=dict, repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def added(self, arm: Arm, mix: Mix) -> Rows | None:
+        """The rows that `arm` adds at `mix`, the scarcest classes filled first; None for none.
+
+        Raises:
+            CannotFill: the filter lets too little of a class through.
+        """
+        if arm.added is None:
+            return None
+        train = self.bench.train
+        counts = train.counts(len(self.bench.classes))
+        wanted = fill(counts, round(mix.ratio * len(train)))
+        if arm.added is Added.DUPLICATES:
+            return duplicates(train, wanted, self.seed)
+        if arm.added is Added.SMOTE:
+            return smote(train, wanted, self.seed)
+        if arm.added is Added.REAL:
+            return spare_rows(self.bench.spare, wanted, self.seed)
+        with self.lock:                              # a pool grows as it is asked
+            rows = self._pool(mix.filter).take(wanted)
+        return shuffled(rows, self.seed) if arm.added is Added.SHUFFLED else rows
+
+    def _pool(self, wanted: Filter) -> SyntheticPool:
+        if wanted.name not in self.pools:
+            if wanted != NO_FILTER and self.model is None:
+                raise ValueError(f"filter {wanted.name} asked for, and there is no model to filter by")
+            keep = self.model.keep(wanted) if self.model else None
+            self.pools[wanted.name] = SyntheticPool(self.draw, len(self.bench.classes), self.seed, keep)
+        return self.pools[wanted.name]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An arm at a mix, for one replicate."""
+
+    arm: Arm
+    mix: Mix
+    replicate: int
+
+    @property
+    def name(self) -> str:
+        """Unique within a laboratory; safe in a key."""
+        mix = self.mix
+        return f"{self.arm.name}-r{mix.ratio:g}-w{mix.weight:g}-t{mix.real_only_tail:g}-f{mix.filter.name}-s{self.replicate}"
+
+
+Row = dict[str, Any]
+"""A finished trial: arm, title, ratio, weight, real_only_tail, filter, seed (the replicate's number), and `run_trial`'s result;
+`cannot` instead of that where the filter let too little through."""
+
+
+class RowBook:
+    """Finished rows in the run folder, each under the fingerprint of what it was made from."""
+
+    def __init__(self, run: Store, inputs: str) -> None:
+        self._run, self._inputs = run, inputs
+
+    def read(self, trial: Trial) -> Row | None:
+        """The row, if it is there and made from the same inputs."""
+        try:
+            kept = self._run.get_json(keys.lift_row(trial.name))
+        except MissingObject:
+            return None
+        return kept["row"] if kept.get("inputs") == self._inputs else None
+
+    def write(self, trial: Trial, row: Row) -> None:
+        """Keeps a finished row."""
+        self._run.put_json(keys.lift_row(trial.name), {"inputs": self._inputs, "row": row})
+
+
+class Laboratory:
+    """Runs trials. Rows come back in the order asked, from the book where they are finished."""
+
+    def __init__(self, replicates: Sequence[Replicate], book: RowBook | None, progress: Progress, workers: int) -> None:
+        self.replicates = {r.number: r for r in replicates}
+        self.rows: list[Row] = []
+        self._book, self._progress, self._workers = book, progress, workers
+
+    @property
+    def can_filter(self) -> bool:
+        """Whether arms may ask for a filter."""
+        return all(replicate.model is not None for replicate in self.replicates.values())
+
+    def conduct(self, arms: Iterable[tuple[Arm, Mix]], expected: int = 0) -> list[Row]:
+        """Every given arm at its mix, for every replicate.
+
+        Args:
+            expected: trials of the whole evaluation, for the progress shown; 0 when that is not known.
+        """
+        trials = [Trial(arm, mix, number) for arm, mix in arms for number in self.replicates]
+        found = {trial: self._book.read(trial) if self._book else None for trial in trials}
+        missing = [trial for trial, row in found.items() if row is None]
+        jobs = [lambda stop, trial=trial: self._run(trial, stop) for trial in missing]
+        done = len(self.rows) + len(trials) - len(missing)
+        for number, row in side_by_side(jobs, self._workers):
+            trial = missing[number]
+            found[trial] = row
+            if self._book:
+                self._book.write(trial, row)
+            done += 1
+            self._progress.update(done, expected or None, **_told(row))
+        rows = [row for row in (found[trial] for trial in trials) if row is not None]
+        self.rows += rows
+        return rows
+
+    def _run(self, trial: Trial, stop: Stop) -> Row:
+        replicate, mix = self.replicates[trial.replicate], trial.mix
+        head: Row = {
+            "arm": trial.arm.name, "title": trial.arm.title, "ratio": mix.ratio, "weight": mix.weight,
+            "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "seed": trial.replicate,
+        }
+        try:
+            added = replicate.added(trial.arm, mix)
+        except CannotFill as e:
+            name = replicate.bench.classes[e.label]
+            return {**head, "cannot": f"class {name!r}: {e.kept} of {e.drawn} draws passed the filter"}
+        return {**head, **_keyed(run_trial(trial.arm, mix, replicate.bench, added, replicate.seed, stop))}
+
+
+def _keyed(result: dict[str, Any]) -> dict[str, Any]:
+    """Recall under the class numbers as JSON will have them, so that a row read back equals the row made."""
+    for split in ("val", "test"):
+        result[split]["recall"] = {str(label): value for label, value in result[split]["recall"].items()}
+    return result
+
+
+def _told(row: Row) -> dict[str, Any]:
+    if "cannot" in row:
+        return {"arm": row["arm"]}
+    return {"arm": f"{row['arm']} {row['ratio']:g}", "accuracy": round(100 * row["val"]["balanced_accuracy"], 2)}
+
+
+def mean(rows: Sequence[Row], split: str, figure: str) -> float:
+    """Mean of a figure over rows."""
+    return float(np.mean([row[split][figure] for row in rows]))
+
+
+def best(groups: Iterable[Sequence[Row]]) -> Sequence[Row] | None:
+    """The group of rows (one arm at one mix, all seeds) with the highest mean balanced accuracy on val.
+
+    Groups tied within a hundredth of a point are told apart by val's log loss. Groups with a row that could not be
+    made, or without rows, don't take part; None when none is left.
+    """
+    whole = [rows for rows in groups if rows and not any("cannot" in row for row in rows)]
+    if not whole:
+        return None
+    highest = max(mean(rows, "val", "balanced_accuracy") for rows in whole)
+    tied = [rows for rows in whole if mean(rows, "val", "balanced_accuracy") >= highest - 1e-4]
+    return min(tied, key=lambda rows: mean(rows, "val", "nll"))
+
+
+def grouped(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows of one arm at one mix together, in the order of first appearance, each by seed."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row["ratio"], row["weight"], row["real_only_tail"], row["filter"]), []).append(row)
+    return [sorted(group, key=lambda row: row["seed"]) for group in groups.values()]

@@ -1,0 +1,185 @@
+"""What a version holds, in one immutable JSON file, and the pointer that makes a version visible.
+
+Readers start here, never from a listing: `LATEST.json` → `manifest.json` → shards.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pipeline import keys
+from pipeline.config import Config
+from pipeline.errors import CorruptShard, MissingObject, StoreError
+from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict
+from pipeline.redaction import public_url
+from pipeline.store import Store, json_bytes
+
+FORMAT_VERSION = 1
+MAX_BYTES = 50 * 2**20                               # of one file; a longer list of shards is split into parts
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """`LATEST.json`."""
+
+    version: str
+    manifest: str                                    # key in the dataset's folder
+    manifest_sha256: str
+
+    def data(self) -> bytes:
+        """As it lies in the store."""
+        return json_bytes({"version": self.version, "manifest": self.manifest, "manifest_sha256": self.manifest_sha256})
+
+
+def build(
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict,
+    receipts: Sequence[Receipt], run_id: str, version: str, previous: str | None, software: Mapping[str, str],
+    metadata: bytes = b"",
+) -> dict[str, Any]:
+    """The manifest of a version, with all its shards in line. Pure.
+
+    Args:
+        receipts: one a shard, in the plan's order.
+        previous: the version that this one follows.
+        metadata: `png`: the content of metadata.jsonl.
+    """
+    rows = dict.fromkeys(snapshot.classes, 0)
+    rejects: dict[str, int] = {}
+    for receipt in receipts:
+        for name, count in receipt.rows_per_class.items():
+            rows[name] += count
+        for reason, count in receipt.rejects.items():
+            rejects[reason] = rejects.get(reason, 0) + count
+    manifest = {
+        "format_version": FORMAT_VERSION, "dataset": config.name, "version": version, "created": created_at(version),
+        "run_id": run_id, "seed": config.seed, "format": config.sample.format, "synthetic": True,
+        "classes": list(snapshot.classes), "rows": sum(rows.values()), "rows_per_class": rows,
+        "bytes": sum(receipt.bytes for receipt in receipts),
+        "shards": [entry for receipt in receipts for entry in _entries(receipt, snapshot.classes)],
+        "source": {
+            "url": public_url(snapshot.source_url), "format": snapshot.source_format,
+            "fingerprint": snapshot.source_fingerprint, "listing_fingerprint": snapshot.source_fingerprint,
+            "prepared_fingerprint": snapshot.fingerprint, "rows_per_class": snapshot.rows_per_class["train"],
+        },
+        "generator": {
+            "model": checkpoint.model, "preset": checkpoint.preset, "digest": checkpoint.sha256,
+            "config_digest": checkpoint.config_digest, "run_config_digest": config.digest(),
+            "trained_kimg": checkpoint.trained_kimg,
+        },
+        "scores": {name: value if math.isfinite(value) else None for name, value in scorecard.scores.items()},
+        "verdict": verdict.to_json(),
+        "recommended_mix": {"ratio": scorecard.lift.chosen_ratio} if scorecard.lift is not None else {},
+        "rejects": rejects, "software": dict(software), "previous": previous,
+    }
+    if metadata:
+        manifest["metadata"] = {"key": keys.METADATA, "bytes": len(metadata),
+                                "sha256": hashlib.sha256(metadata).hexdigest()}
+    return manifest
+
+
+def created_at(version: str) -> str:
+    """The time in a version's name, as `2026-01-31T02:00:00Z`."""
+    return f"{datetime.strptime(version.split('-')[1], '%Y%m%dT%H%M%SZ'):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _entries(receipt: Receipt, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A receipt's objects as the manifest lists them: one, or for `png` one an image."""
+    if not receipt.files:
+        return [{"key": receipt.key, "rows": receipt.rows, "rows_per_class": receipt.rows_per_class,
+                 "bytes": receipt.bytes, "sha256": receipt.sha256}]
+    return [{"key": file["key"], "rows": 1, "rows_per_class": {classes[file["label"]]: 1},
+             "bytes": file["bytes"], "sha256": file["sha256"]} for file in receipt.files]
+
+
+def split(manifest: dict[str, Any], max_bytes: int = MAX_BYTES) -> tuple[bytes, dict[str, bytes]]:
+    """The manifest as it is put: its own bytes and, when one file would grow past `max_bytes`, its parts by key.
+
+    A split manifest has `shards: []` and `parts: [{key, shards, bytes, sha256}]`; a part is `{"shards": […]}`.
+    """
+    whole = json_bytes(manifest)
+    if len(whole) <= max_bytes:
+        return whole, {}
+    shards = manifest["shards"]
+    count = -(-2 * len(whole) // max_bytes)
+    step = -(-len(shards) // count)
+    parts = {keys.manifest_part(i): json_bytes({"shards": shards[i * step:(i + 1) * step]})
+             for i in range(-(-len(shards) // step))}
+    listed = [{"key": key, "shards": min(step, len(shards) - i * step), "bytes": len(data),
+               "sha256": hashlib.sha256(data).hexdigest()} for i, (key, data) in enumerate(parts.items())]
+    return json_bytes({**manifest, "shards": [], "parts": listed}), parts
+
+
+# reading
+
+
+def latest(dataset: Store) -> tuple[Pointer | None, str | None]:
+    """The pointer and the token of its state for `Store.swap`; (None, None) when nothing is published.
+
+    Raises:
+        StoreError: what lies there is no pointer.
+    """
+    try:
+        data, token = dataset.get_versioned(keys.LATEST)
+    except MissingObject:
+        return None, None
+    try:
+        found = json.loads(data)
+        return Pointer(str(found["version"]), str(found["manifest"]), str(found["manifest_sha256"])), token
+    except (ValueError, KeyError, TypeError) as e:
+        raise StoreError(f"{dataset.where(keys.LATEST)} is no pointer to a version ({e}); it was damaged or is not "
+                         "ganmill's") from e
+
+
+def read(folder: Store, sha256: str | None = None) -> dict[str, Any]:
+    """The manifest in a version's folder.
+
+    Raises:
+        MissingObject: there is none.
+        CorruptShard: it is not the one with this sha256, or no manifest of a format known here.
+    """
+    data = folder.get(keys.MANIFEST)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise CorruptShard(f"{folder.where(keys.MANIFEST)} is not what LATEST.json says: its sha256 is "
+                           f"{hashlib.sha256(data).hexdigest()[:12]}…, not {sha256[:12]}…")
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        known = manifest["format_version"] == FORMAT_VERSION
+    except (ValueError, KeyError, TypeError) as e:
+        raise CorruptShard(f"{folder.where(keys.MANIFEST)} is no manifest: {e}") from e
+    if not known:
+        raise CorruptShard(f"{folder.where(keys.MANIFEST)} has format {manifest['format_version']}; this ganmill reads "
+                           f"{FORMAT_VERSION}: use a newer one")
+    return manifest
+
+
+def shards(manifest: Mapping[str, Any], folder: Store) -> Iterator[dict[str, Any]]:
+    """Every shard's entry, from the parts too.
+
+    Raises:
+        CorruptShard: a part is not what the manifest says.
+    """
+    yield from manifest["shards"]
+    for part in manifest.get("parts", ()):
+        data = folder.get(part["key"])
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise CorruptShard(f"{folder.where(part['key'])}: sha256 differs from the manifest's")
+        yield from json.loads(data)["shards"]
+
+
+def history(dataset: Store) -> Iterator[dict[str, Any]]:
+    """Manifests of the published versions, the latest first, as far back as they were kept."""
+    pointer, _ = latest(dataset)
+    if pointer is None:
+        return
+    manifest: dict[str, Any] | None = read(dataset.child(keys.version(pointer.version)), pointer.manifest_sha256)
+    while manifest is not None:
+        yield manifest
+        try:
+            before = manifest.get("previous")
+            manifest = read(dataset.child(keys.version(before))) if before else None
+        except MissingObject:                            # retention took it
+            return

@@ -1,0 +1,214 @@
+"""Does a published version still hold what its manifest says?"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipeline import keys, manifest
+from pipeline.errors import CorruptShard, MissingObject
+from pipeline.seeds import uids
+from pipeline.store import Store
+
+READERS = 8
+
+
+def verify(
+    url: str, deep: bool = False, orphans: bool = False, storage_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Checks a version against its manifest: sizes by one listing, then every object's sha256.
+
+    Args:
+        url: a dataset's (its latest version is checked) or a version's.
+        deep: decode every row too: labels, uids, images.
+        orphans: list what no published version refers to (`orphans`, keys in the dataset's folder) and what belongs to
+            versions in the making (`unpublished`); nothing is removed.
+
+    Returns:
+        {version, rows, rows_per_class, shards, bytes, deep, orphans?, unpublished?}.
+
+    Raises:
+        CorruptShard: the first fault, by name.
+        MissingObject: nothing is published there.
+    """
+    from pipeline.publication import locate
+
+    dataset, name = locate(url, storage_options)
+    folder, content = _opened(dataset, name)
+    entries = list(manifest.shards(content, folder))
+    _check_totals(content, entries, folder)
+    _check_sizes(content, entries, folder)
+    objects = [*entries, *([content["metadata"]] if "metadata" in content else [])]
+    seen: set[str] = set()
+    with ThreadPoolExecutor(READERS) as threads:
+        try:
+            for found in threads.map(lambda entry: _check_object(entry, content, folder, deep), objects):
+                if seen & set(found):
+                    raise CorruptShard(f"row {sorted(seen & set(found))[0]} is in {folder.where()} twice")
+                seen.update(found)
+        except BaseException:
+            threads.shutdown(wait=True, cancel_futures=True)
+            raise
+    if deep:
+        _check_rows(content, seen, {entry["key"] for entry in entries}, folder)
+    summary = {"version": content["version"], "rows": content["rows"], "rows_per_class": content["rows_per_class"],
+               "shards": len(entries), "bytes": content["bytes"], "deep": deep}
+    return {**summary, **_unreferenced(dataset)} if orphans else summary
+
+
+def _opened(dataset: Store, name: str | None) -> tuple[Store, dict[str, Any]]:
+    if name is not None:
+        folder = dataset.child(keys.version(name))
+        return folder, manifest.read(folder)
+    pointer, _ = manifest.latest(dataset)
+    if pointer is None:
+        raise MissingObject(f"nothing is published at {dataset.where()}: give <publish.url>/<name>, or a version's URL "
+                            "below it")
+    folder = dataset.child(keys.version(pointer.version))
+    try:
+        return folder, manifest.read(folder, pointer.manifest_sha256)
+    except MissingObject:
+        where = dataset.where(keys.LATEST)
+        raise CorruptShard(f"{where} points to {pointer.version}, whose manifest is missing") from None
+
+
+def _check_totals(content: Mapping[str, Any], entries: list[dict[str, Any]], folder: Store) -> None:
+    rows: Counter[str] = Counter()
+    for entry in entries:
+        rows.update(entry["rows_per_class"])
+        if sum(entry["rows_per_class"].values()) != entry["rows"]:
+            raise CorruptShard(f"{folder.where(keys.MANIFEST)}: rows of {entry['key']} don't add up")
+    asked = {name: count for name, count in content["rows_per_class"].items() if count}
+    if dict(rows) != asked or content["rows"] != rows.total():
+        raise CorruptShard(f"{folder.where(keys.MANIFEST)}: the shards' rows don't add up to the totals")
+    if sum(entry["bytes"] for entry in entries) != content["bytes"]:
+        raise CorruptShard(f"{folder.where(keys.MANIFEST)}: the shards' bytes don't add up to the total")
+    if len({entry["key"] for entry in entries}) != len(entries):
+        raise CorruptShard(f"{folder.where(keys.MANIFEST)} lists a shard twice")
+
+
+def _check_sizes(content: Mapping[str, Any], entries: list[dict[str, Any]], folder: Store) -> None:
+    sizes = {info.key: info.size for info in folder.list()}
+    for entry in [*entries, *([content["metadata"]] if "metadata" in content else [])]:
+        if entry["key"] not in sizes:
+            raise CorruptShard(f"{folder.where(entry['key'])} is missing")
+        if sizes[entry["key"]] != entry["bytes"]:
+            raise CorruptShard(f"{folder.where(entry['key'])} has {sizes[entry['key']]} bytes, the manifest says "
+                               f"{entry['bytes']}")
+
+
+def _check_object(entry: Mapping[str, Any], content: Mapping[str, Any], folder: Store, deep: bool) -> list[str]:
+    """Checks one object; the uids of its rows when `deep` (for `png` they are taken from the metadata)."""
+    where = folder.where(entry["key"])
+    try:
+        data = folder.get(entry["key"])
+    except MissingObject:
+        raise CorruptShard(f"{where} is missing") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry["sha256"]:
+        raise CorruptShard(f"{where} has sha256 {digest[:12]}…, the manifest says {entry['sha256'][:12]}…")
+    if not deep:
+        return []
+    if content["format"] == "png" and entry["key"] != keys.METADATA:
+        _check_image(data, where)
+        return []
+    return _check_content(data, entry, content, where)
+
+
+def _check_content(data: bytes, entry: Mapping[str, Any], content: Mapping[str, Any], where: str) -> list[str]:
+    read = {"parquet": _parquet_rows, "webdataset": _tar_rows, "png": _metadata_rows}[content["format"]]
+    classes, rows, found = content["classes"], Counter[str](), []
+    try:
+        for label, uid, image in read(data):
+            rows[classes[label]] += 1
+            found.append(uid)
+            if image is not None:
+                _check_image(image, f"{where}: row {uid}")
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
+        raise CorruptShard(f"{where} can't be read as {content['format']}: {e}") from e
+    expected = entry.get("rows_per_class") or content["rows_per_class"]
+    if dict(rows) != {name: count for name, count in expected.items() if count}:
+        raise CorruptShard(f"{where} holds other rows per class than the manifest says: {dict(rows)}")
+    return found
+
+
+Row = tuple[int, str, bytes | None]                  # label, uid, PNG
+
+
+def _parquet_rows(data: bytes) -> Iterator[Row]:
+    import io
+
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(data))
+    images = table.column("image").combine_chunks().field("bytes")
+    if not all(value.as_py() for value in table.column("synthetic")):
+        raise ValueError("a row is not marked synthetic")
+    for label, uid, image in zip(table.column("label").to_pylist(), table.column("uid").to_pylist(), images):
+        yield label, uid, image.as_py()
+
+
+def _tar_rows(data: bytes) -> Iterator[Row]:
+    import io
+    import tarfile
+
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    except tarfile.TarError as e:
+        raise ValueError(str(e)) from e
+    for name, content in members.items():
+        if name.endswith(".json"):
+            row = json.loads(content)
+            uid = name.removesuffix(".json")
+            if row["uid"] != uid or int(members[f"{uid}.cls"]) != row["label"] or row["synthetic"] is not True:
+                raise ValueError(f"the parts of row {uid} contradict each other")
+            yield row["label"], uid, members[f"{uid}.png"]
+
+
+def _metadata_rows(data: bytes) -> Iterator[Row]:
+    for line in data.decode().splitlines():
+        row = json.loads(line)
+        if not row["file_name"].endswith(f"/{row['uid']}.png") or row["synthetic"] is not True:
+            raise ValueError(f"line of {row['file_name']} contradicts itself")
+        yield row["label"], row["uid"], None
+
+
+def _check_image(data: bytes, where: str) -> None:
+    import cv2
+    import numpy as np
+
+    if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None:
+        raise CorruptShard(f"{where} is no image that can be decoded")
+
+
+def _check_rows(content: Mapping[str, Any], seen: set[str], listed: set[str], folder: Store) -> None:
+    """Every row that the seed asks for, and no other: uids follow from seed, class and number."""
+    for label, name in enumerate(content["classes"]):
+        for uid in uids(content["seed"], label, 0, content["rows_per_class"].get(name, 0)):
+            if uid not in seen or (content["format"] == "png" and keys.image(name, uid) not in listed):
+                raise CorruptShard(f"row {uid} of class {name!r} is not in {folder.where()}")
+
+
+def _unreferenced(dataset: Store) -> dict[str, Any]:
+    """What lies under `versions/` and no published manifest names. A version after the latest may be in the making."""
+    referenced: set[str] = set()
+    published: set[str] = set()
+    for content in manifest.history(dataset):
+        folder = keys.version(content["version"])
+        published.add(content["version"])
+        named = [keys.MANIFEST, keys.CARD, keys.CROISSANT, keys.REPORT, keys.METADATA,
+                 *(part["key"] for part in content.get("parts", ())),
+                 *(entry["key"] for entry in manifest.shards(content, dataset.child(folder)))]
+        referenced.update(f"{folder}/{key}" for key in named)
+    latest = max(published, default="")
+    orphans, unpublished = [], set()
+    for info in dataset.list(keys.VERSIONS):
+        version = info.key.split("/")[1]
+        if version not in published and version > latest:
+            unpublished.add(version)
+        elif info.key not in referenced:
+            orphans.append(info.key)
+    return {"orphans": orphans, "unpublished": sorted(unpublished)}

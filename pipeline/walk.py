@@ -1,0 +1,196 @@
+"""The walk of a run, stage by stage, without Prefect: what the flow's tasks and the single-stage commands both call.
+
+    begin → prepare → train → evaluate → gate → plan → sample → publish
+
+Each stage finds its inputs in its arguments and what it finished before in the run's folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import keys, runs
+from pipeline.config import Config
+from pipeline.errors import GateRefused
+from pipeline.plan import Plan, PlanRecord
+from pipeline.progress import Progress
+from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict, Version
+from pipeline.runs import Run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The shards to make, and what was written down of them: the version's name above all."""
+
+    shards: Plan
+    record: PlanRecord
+
+
+def begin(config: Config, run_id: str | None, progress: Progress) -> Run:
+    """Opens the run's folder in the store, after checking that the store can be written."""
+    progress.stage("begin")
+    run = runs.open_run(config, run_id)
+    progress.note(f"run {run.run_id} in {run.folder.where()}")
+    return run
+
+
+def published_already(config: Config, run: Run, progress: Progress) -> dict[str, Any] | None:
+    """The latest manifest, if it was made from this very source, config and code."""
+    return runs.published_version(config, run)
+
+
+def prepare(config: Config, run: Run, progress: Progress) -> Snapshot:
+    """Reads, checks, splits and stores the source's images."""
+    from pipeline import prepare as room
+
+    progress.stage("prepare")
+    snapshot = room.prepare(config, run.folder, progress)
+    rows = snapshot.rows
+    bad = sum(snapshot.quarantined.values())
+    progress.note(
+        f"{sum(rows.values()):,} images of {len(snapshot.classes)} classes: {rows['train']:,} train, {rows['val']:,} val, "
+        f"{rows['test']:,} test" + (f"; {bad:,} quarantined" if bad else "")
+    )
+    return snapshot
+
+
+def train(config: Config, snapshot: Snapshot, run: Run, progress: Progress) -> Checkpoint:
+    """Trains the generator on Ray."""
+    from pipeline import training
+
+    progress.stage("train")
+    checkpoint = training.train(config, snapshot, run.folder, progress)
+    progress.note(f"{checkpoint.model}: {checkpoint.trained_kimg:,.0f} kimg in {checkpoint.seconds:,.0f} s")
+    return checkpoint
+
+
+def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, progress: Progress) -> Scorecard:
+    """Measures the generator's images."""
+    from pipeline import evaluation
+
+    progress.stage("evaluate")
+    scorecard = evaluation.evaluate(config, snapshot, checkpoint, run.folder, progress)
+    progress.note(
+        f"agreement {scorecard.agreement:.3f}, FD-{scorecard.features} {scorecard.fd:.2f} (floor {scorecard.fd_floor:.2f}), "
+        f"coverage {scorecard.coverage:.2f}" + (f"; {scorecard.lift.sentence}" if scorecard.lift else "")
+    )
+    return scorecard
+
+
+def gate(
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, run: Run, progress: Progress
+) -> Verdict:
+    """Lets the thresholds decide.
+
+    Raises:
+        GateRefused: after the report, which says why, was written into the run's folder.
+    """
+    from pipeline import gate as room
+
+    progress.stage("gate")
+    verdict = room.decide(config.gate, scorecard)
+    run.folder.put_json(keys.VERDICT, verdict.to_json())
+    if verdict.passed or not verdict.enforced:
+        progress.note("passed" if verdict.passed else "not passed, but the gate is off: " + " ".join(verdict.reasons))
+        return verdict
+    run.folder.put(keys.REPORT, _report(config, snapshot, checkpoint, scorecard, verdict, run))
+    raise GateRefused(f"{' '.join(verdict.reasons)} Nothing was published. Report: {run.folder.where(keys.REPORT)}")
+
+
+def plan(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, progress: Progress) -> Planned:
+    """Works out the rows and shards, and the version's name; the run's own plan if it has one already."""
+    from pipeline.plan import open_plan
+
+    progress.stage("plan")
+    shards, record = open_plan(config, snapshot, checkpoint, run.folder, run.dataset)
+    progress.note(f"{shards.rows:,} images in {len(shards)} shards of {record.version}")
+    return Planned(shards, record)
+
+
+def sample(
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, planned: Planned, run: Run, progress: Progress
+) -> list[Receipt]:
+    """Makes the shards that have no receipt yet, on Ray."""
+    from pipeline import fanout
+    from pipeline.filtering import filter_loader
+
+    progress.stage("sample")
+    receipts = fanout.sample(
+        config, snapshot, checkpoint, planned.shards, run.folder, run.dataset, planned.record.version, progress,
+        load_filter=filter_loader(config),
+    )
+    rejected = sum(count for receipt in receipts for count in receipt.rejects.values())
+    progress.note(f"{sum(r.rows for r in receipts):,} images made" + (f", {rejected:,} redrawn" if rejected else ""))
+    return receipts
+
+
+def publish(
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict, planned: Planned,
+    receipts: list[Receipt], run: Run, progress: Progress,
+) -> Version:
+    """Writes card, Croissant, report and manifest, and makes the version visible."""
+    from pipeline import publication
+
+    progress.stage("publish")
+
+    def attachments(manifest: dict[str, Any]) -> dict[str, bytes]:
+        report = _report(config, snapshot, checkpoint, scorecard, verdict, run, planned, manifest["created"], receipts)
+        run.folder.put(keys.REPORT, report)
+        return {keys.REPORT: report, **_cards(config, snapshot, scorecard, manifest)}
+
+    version = publication.commit(
+        config, snapshot, checkpoint, scorecard, verdict, planned.shards, receipts, run.dataset, run.run_id,
+        planned.record.version, attachments,
+    )
+    progress.note(f"{version.name} is visible: {version.rows:,} images in {version.shards} objects")
+    return version
+
+
+def report(
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict, run: Run,
+    progress: Progress,
+) -> str:
+    """Writes the report into the run's folder again; its URL. A published version's report is never touched."""
+    progress.stage("report")
+    run.folder.put(keys.REPORT, _report(config, snapshot, checkpoint, scorecard, verdict, run))
+    return run.folder.where(keys.REPORT)
+
+
+def recall_all(run: Run, *, before: str) -> tuple[Any, ...]:
+    """(snapshot, checkpoint[, scorecard, verdict]) that the stage `before` needs, from the run's folder.
+
+    Raises:
+        RunMismatch: an earlier stage has not finished; says which.
+    """
+    wanted: list[tuple[str, Any, str]] = [
+        (keys.SNAPSHOT, Snapshot, "train"), (keys.TRAINED, Checkpoint, "train"),
+        (keys.SCORECARD, Scorecard, "evaluate"), (keys.VERDICT, Verdict, "evaluate"),
+    ]
+    return tuple(
+        runs.recall(run, key, record, stage) for key, record, stage in wanted[: 2 if before == "evaluate" else 4]
+    )
+
+
+def _report(
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict, run: Run,
+    planned: Planned | None = None, created: str = "", receipts: Sequence[Receipt] = (),
+) -> bytes:
+    from pipeline.reporting import make_report
+
+    return make_report(
+        config, snapshot, checkpoint, scorecard, verdict, planned.shards.rows_per_class if planned else {}, run.folder,
+        run.run_id, version=planned.record.version if planned else None, created=created, receipts=receipts,
+        timings={"prepare": snapshot.seconds, "train": checkpoint.seconds, "evaluate": scorecard.seconds},
+    )
+
+
+def _cards(config: Config, snapshot: Snapshot, scorecard: Scorecard, manifest: dict[str, Any]) -> dict[str, bytes]:
+    from pipeline.card import dataset_card
+    from pipeline.croissant import croissant
+    from pipeline.store import json_bytes
+
+    return {
+        keys.CARD: dataset_card(manifest, scorecard, snapshot, config).encode(),
+        keys.CROISSANT: json_bytes(croissant(manifest)),
+    }
+

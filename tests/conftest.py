@@ -1,0 +1,18 @@
+"""What several floors' tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from tests.servers import S3Server, s3_process
+
+settings.register_profile("ganmill", deadline=None)    # other work on the machine is no fault of the code
+settings.load_profile("ganmill")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3-protocol server; tests make buckets of their own."""
+    with s3_process() as server:
+        yield server

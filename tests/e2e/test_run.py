@@ -1,0 +1,89 @@
+"""The main job as its user runs it: processes of their own, a real Ray, a real Prefect, a real object store."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.e2e.conftest import Command
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+
+
+def test_from_images_to_a_published_dataset_and_up_to_date(command: Command) -> None:
+    config = command.config()
+    ended = command.run("run", str(config), "--json")
+    assert ended.status == 0, ended.err
+    assert "Traceback" not in ended.err
+    assert ended.result["status"] == "published"
+    out = command.folder / "out" / "tiny"
+    pointer = json.loads((out / "LATEST.json").read_text())
+    manifest = json.loads((out / pointer["manifest"]).read_text())
+    version = out / "versions" / manifest["version"]
+    made = dict.fromkeys(manifest["classes"], 0)
+    for shard in manifest["shards"]:
+        for label in pq.read_table(version / shard["key"])["label"].to_pylist():
+            made[manifest["classes"][label]] += 1
+    real = manifest["source"]["rows_per_class"]
+    assert {c: made[c] + real[c] for c in made} == dict.fromkeys(made, max(real.values()))   # balance
+    for attachment in ("report.html", "README.md", "croissant.json"):
+        assert (version / attachment).stat().st_size > 500
+    assert command.left_processes() == []
+    assert list(command.temp.iterdir()) == []
+
+    before = listing(out)
+    began = time.monotonic()
+    again = command.run("run", str(config), "--json")
+    assert again.status == 0 and again.result["status"] == "up to date", again.err
+    assert time.monotonic() - began < 60                                 # no training: seconds on an idle machine
+    assert listing(out) == before
+
+    for arguments in (["verify", str(out), "--deep"], ["show", str(out)]):
+        assert command.run(*arguments).status == 0
+    shard = version / manifest["shards"][0]["key"]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    broken = command.run("verify", str(out))
+    assert broken.status == 1 and manifest["shards"][0]["key"] in broken.err
+
+
+def test_ctrl_c_stops_cleanly_and_the_printed_command_resumes(command: Command) -> None:
+    config = command.config(train={"model": "dcgan", "budget": {"kimg": 400}, "options": {"width": 8}})
+    process = command.start("run", str(config), "--run-id", "stopped")
+    metrics = command.folder / "out/tiny/runs/stopped/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert f"ganmill run {config} --run-id stopped" in err
+    assert command.left_processes() == []
+    checkpoints = command.folder / "out/tiny/runs/stopped/checkpoints"
+    reached = [json.loads(f.read_text())["kimg"] for f in checkpoints.glob("*.json")]
+    assert reached and max(reached) < 400
+    assert not (command.folder / "out/tiny/LATEST.json").exists()
+    resumed = command.run("train", str(config), "--run-id", "stopped", "--set", "train.budget.kimg=400", timeout_s=280)
+    assert resumed.status == 0, resumed.err
+    assert "continuing from the checkpoint" in resumed.err
+    last = json.loads((command.folder / "out/tiny/runs/stopped/checkpoint.json").read_text())
+    assert last["trained_kimg"] == pytest.approx(400, rel=0.01)
+
+
+def test_a_refusal_ends_with_status_3_names_the_figure_and_publishes_nothing(command: Command) -> None:
+    config = command.config(gate={"min_coverage": 1.0, "min_lift_pp": None, "max_memorised": None, "min_diversity": None})
+    ended = command.run("run", str(config), "--run-id", "refused", "--json")
+    assert ended.status == 3, ended.err
+    assert "coverage" in ended.result["message"] and "Traceback" not in ended.err
+    out = command.folder / "out" / "tiny"
+    assert not (out / "LATEST.json").exists() and not (out / "versions").exists()
+    assert "coverage" in (out / "runs/refused/report.html").read_text()
+    began = time.monotonic()
+    assert command.run("run", str(config), "--run-id", "refused").status == 3         # said again without training again
+    assert time.monotonic() - began < 90

@@ -1,0 +1,73 @@
+"""Presets: every family serves through `train` as chosen; `auto` reads its table; overrides are checked."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gan.augment import Augmentation
+from gan.checkpoint import load_generator
+from gan.errors import BadRecipe, GanError, UnknownFamily, UnsupportedSpec
+from gan.loop import Hooks, train
+from gan.networks import FAMILIES
+from gan.presets import AUTO, PRESETS, Budget, choose
+
+
+def test_every_family_has_a_preset() -> None:
+    assert set(PRESETS) == set(FAMILIES)
+    assert {row.family for row in AUTO} <= set(FAMILIES) and all(row.reason for row in AUTO)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_serves(family: str, squares: tuple[Tensor, Tensor]) -> None:
+    spec, recipe, _ = choose(family, 8, 1, [200, 200], Budget(kimg=0.2), batch_size=16, options={"width": 8})
+    kept: list[bytes] = []
+    state = train(*squares, spec, recipe, seed=0, hooks=Hooks(on_checkpoint=lambda data, _: kept.append(data)))
+    assert state.finished and spec.family == family
+    loaded = load_generator(kept[-1])
+    images = loaded.net(torch.randn(4, spec.z_dim), torch.tensor([0, 1, 0, 1]))
+    assert images.shape == (4, 1, 8, 8) and images.abs().max() <= 1
+
+
+@pytest.mark.parametrize("resolution", [8, 28, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("per_class", [50, 500, 5000])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_always_chooses_with_a_reason(resolution: int, channels: int, per_class: int, device: str) -> None:
+    for counts in ([per_class] * 10, [max(1, per_class >> i) for i in range(10)]):
+        for budget in (Budget(kimg=200), Budget(seconds=86400)):
+            spec, recipe, reason = choose("auto", resolution, channels, counts, budget, device)
+            assert spec.resolution == resolution and spec.classes == 10 and reason.startswith(spec.family)
+            assert recipe.total_kimg == budget.kimg and recipe.total_seconds == budget.seconds
+
+
+def test_few_images_are_augmented_and_long_tails_tempered() -> None:
+    few, many = (choose("dcgan", 32, 1, [n] * 10, Budget(kimg=1))[1] for n in (50, 5000))
+    assert few.augment_p > many.augment_p
+    assert choose("dcgan", 32, 1, [4000, 40], Budget(kimg=1))[1].label_prior_tau == 0.5
+    assert choose("dcgan", 32, 1, [4000, 4000, 0], Budget(kimg=1))[1].label_prior_tau == 1.0
+
+
+def test_overrides_by_name() -> None:
+    spec, recipe, reason = choose("dcgan", 32, 3, [100] * 3, Budget(seconds=5), batch_size=48,
+                                  augment=Augmentation(flip=True),
+                                  options={"lr_g": 1e-5, "width": 16, "z_dim": 8, "g_blocks": 2})
+    assert recipe.batch_size == 48 and recipe.lr_g == 1e-5 and recipe.augment.flip and reason == "dcgan: as asked"
+    assert spec.width == 16 and spec.z_dim == 8 and dict(spec.options)["g_blocks"] == 2
+
+
+@pytest.mark.parametrize(("change", "error"), [
+    ({"model": "biggan"}, UnknownFamily), ({"resolution": 30}, UnsupportedSpec), ({"channels": 2}, UnsupportedSpec),
+    ({"images_per_class": []}, UnsupportedSpec), ({"options": {"petals": 3}}, UnsupportedSpec),
+    ({"options": {"lr_g": "fast"}}, BadRecipe), ({"batch_size": 1}, BadRecipe),
+    ({"options": {"g_blocks": 0.5}}, GanError),
+])
+def test_impossible_choices_are_refused(change: dict, error: type) -> None:
+    arguments = {"model": "dcgan", "resolution": 32, "channels": 1, "images_per_class": [5], "budget": Budget(kimg=1)}
+    with pytest.raises(error):
+        choose(**arguments | change)
+
+
+def test_budget_is_one_of_two() -> None:
+    for wrong in ({}, {"kimg": 1, "seconds": 1}):
+        with pytest.raises(BadRecipe):
+            Budget(**wrong)

@@ -1,0 +1,36 @@
+"""One of several gloo workers of small trainings; run by test_loop.py as a script: rank world folder family …"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from gan.loop import Hooks, train
+from gan.networks import NetSpec
+from gan.recipe import Recipe
+
+RECIPE = Recipe(total_kimg=0.32, batch_size=16, loss="relativistic", r1_gamma=0.3, r2_gamma=0.2, penalty_every=2,
+                joint_pass=False, augment_p=0.4, label_prior_tau=0.5, metrics_every_s=0.0, warmup=0.1)
+
+
+def small_data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (90, 1, 8, 8), generator=generator).to(torch.uint8), torch.arange(90) % 3
+
+
+def run(rank: int, world: int, family: str) -> dict:
+    torch.set_num_threads(1)
+    metrics: list[dict] = []
+    recipe = RECIPE.replace({"objective": "reconstruction"}) if family == "autoencoder" else RECIPE
+    state = train(*small_data(), NetSpec(family, 8, 1, 3, 8, width=8), recipe, seed=5, rank=rank, world=world,
+                  hooks=Hooks(on_metrics=metrics.append))
+    return {"weights": {f"{n}/{k}": v for n in ("g", "d", "ema") for k, v in getattr(state, n).state_dict().items()},
+            "losses": [(m["loss_d"], m["loss_g"]) for m in metrics if "loss_d" in m], "step": state.step}
+
+
+if __name__ == "__main__":
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.save({family: run(rank, world, family) for family in sys.argv[4:]}, folder / f"{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,139 @@
+"""The config: what it accepts, what it refuses and in which words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Config, load_config, parse_config
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def minimal(**sections: Any) -> dict[str, Any]:
+    return {"name": "digits", "source": {"format": "digits"}, **sections}
+
+
+def refusal(raw: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as e:
+        parse_config(raw)
+    assert e.value.exit_status == 2
+    return str(e.value)
+
+
+def test_every_example_is_valid() -> None:
+    examples = sorted((ROOT / "examples").glob("*.yaml"))
+    assert examples
+    for example in examples:
+        load_config(example)
+
+
+def test_the_contract_s_example_is_valid() -> None:
+    parse_config({
+        "name": "digits", "seed": 0,
+        "source": {"format": "digits", "url": None, "subset": {"per_class": 50}},
+        "prepare": {"resolution": 32, "channels": "grey", "splits": {"val": 0.15, "test": 0.15}, "max_bad": 0.01},
+        "train": {"model": "auto", "budget": {"kimg": 200}, "workers": 2, "gpus_per_worker": 0, "batch_size": 64},
+        "evaluate": {"samples": 5000, "features": "domain", "lift": {"seeds": 3, "ratios": [0.5, 1.0]}},
+        "gate": {"enabled": True, "min_lift_pp": 0.0, "max_memorised": 0.02, "min_coverage": 0.5},
+        "sample": {"target": "balance", "format": "parquet", "rows_per_shard": 1000, "workers": 2, "gpus_per_worker": 0, "filter": {}},
+        "publish": {"url": "./out"}, "cluster": {"address": "local"},
+    })
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"trian": {}}, ["trian", "unknown key", "train"]),
+    ({"train": {"modle": "r3"}}, ["train.modle", "unknown key", "model"]),
+    ({"train": {"workers": "many"}}, ["train.workers", "integer", "'many'"]),
+    ({"train": {"model": "biggan"}}, ["train.model", "'dcgan'", "'biggan'"]),
+    ({"train": {"budget": {"kimg": 0}}}, ["train.budget.kimg", "greater than 0"]),
+    ({"train": {"budget": {"kimg": 1, "minutes": 1}}}, ["train.budget", "exactly one of kimg, minutes"]),
+    ({"train": {"batch_size": 63, "workers": 2}}, ["batch_size 63", "multiple of workers"]),
+    ({"name": "a/b"}, ["name", "no slash", "'a/b'"]),
+    ({"name": "../up"}, ["name", "'../up'"]),
+    ({"prepare": {"resolution": 30}}, ["prepare.resolution", "28 or 32"]),
+    ({"prepare": {"resolution": 512}}, ["prepare.resolution", "256"]),
+    ({"prepare": {"channels": "cmyk"}}, ["prepare.channels", "'grey'", "'rgb'"]),
+    ({"sample": {"target": {"3": 0}}}, ["sample.target", "0 images"]),
+    ({"sample": {"target": {"3": -1}}}, ["sample.target", "'3': -1"]),
+    ({"sample": {"target": {"3": True}}}, ["sample.target", "whole numbers"]),
+    ({"sample": {"filter": {"sharpness": 1}}}, ["sample.filter", "sharpness", "min_confidence"]),
+    ({"source": {"format": "idx"}}, ["format idx needs url"]),
+    ({"source": {"format": "digits", "url": "x"}}, ["leave out url"]),
+    ({"source": {"format": "digits", "subset": {}}}, ["source.subset", "per_class, longtail, classes"]),
+    ({"publish": {"url": " "}}, ["publish.url", "s3://"]),
+    ({"gate": {"min_coverage": float("nan")}}, ["gate.min_coverage"]),
+])
+def test_a_wrong_value_is_refused_by_key_value_and_remedy(change: dict[str, Any], words: list[str]) -> None:
+    message = refusal({**minimal(), **change})
+    for word in words:
+        assert word in message, message
+
+
+def test_all_faults_are_told_at_once() -> None:
+    message = refusal(minimal(name="A", trian=1, prepare={"resolution": 9}))
+    assert all(word in message for word in ("name", "trian", "prepare.resolution"))
+
+
+def test_environment_values_are_used_and_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET", "s3://canary-4711/x")
+    monkeypatch.setenv("SEEDS", "canary-4711")
+    assert parse_config(minimal(publish={"url": "${BUCKET}/y"})).publish.url == "s3://canary-4711/x/y"
+    message = refusal(minimal(train={"workers": "${SEEDS}"}))
+    assert "canary" not in message and "train.workers" in message
+    monkeypatch.setenv("WORKERS", "1")
+    assert parse_config(minimal(train={"workers": "${WORKERS}"})).train.workers == 1
+
+
+def test_an_unset_variable_is_named() -> None:
+    assert "NOT_SET_HERE" in refusal(minimal(publish={"url": "${NOT_SET_HERE}"}))
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("name: [", "not valid YAML"), ("- a", "keys and values"), ("", "keys and values"),
+])
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(file)
+    with pytest.raises(ConfigError, match=r"can't read the config .*gone.yaml"):
+        load_config(tmp_path / "gone.yaml")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("name: a\nsource: {format: digits}\ntrain: {budget: {kimg: 5}}\n")
+    config = load_config(file, ["train.budget.minutes=2", "sample.target={per_class: 3}", "seed=7", "evaluate.lift=null"])
+    assert config.train.budget.minutes == 2 and config.train.budget.kimg is None
+    assert config.sample.target == {"per_class": 3} and config.seed == 7 and config.evaluate.lift is None
+    for wrong in ("seed", "=3"):
+        with pytest.raises(ConfigError, match="key=value"):
+            load_config(file, [wrong])
+
+
+def test_the_digest_is_of_what_decides_the_result() -> None:
+    base = parse_config(minimal())
+    same = [{"publish": {"url": "s3://elsewhere"}}, {"cluster": {"address": "auto"}}, {"sample": {"workers": 1}},
+            {"publish": {"url": "./out", "storage_options": {"secret": "x"}}}]
+    other = [{"seed": 1}, {"train": {"budget": {"kimg": 1}}}, {"sample": {"rows_per_shard": 9}}, {"prepare": {"channels": "rgb"}}]
+    assert all(parse_config(minimal(**change)).digest() == base.digest() for change in same)
+    assert all(parse_config(minimal(**change)).digest() != base.digest() for change in other)
+    changed = parse_config(minimal(sample={"rows_per_shard": 9}))
+    assert changed.digest("train", "prepare") == base.digest("train", "prepare")
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*Config.model_fields, "x"]), inner, max_size=3),
+    max_leaves=8,
+))
+def test_whatever_comes_in_a_config_or_a_config_error_comes_out(raw: Any) -> None:
+    if isinstance(raw, dict):
+        try:
+            assert isinstance(parse_config(raw), Config)
+        except ConfigError as e:
+            assert str(e)

@@ -1,0 +1,346 @@
+"""The process dies before and after every write, in every order that comes up; then it is started again.
+
+After each: exact rows per class, every sha256 right, nothing doubled, and no reader ever saw a part of a version.
+"""
+
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import keys, store
+from pipeline.errors import GanmillError, MissingObject, PublicationConflict, StoreError
+from pipeline.publication import verify
+from pipeline.store import Store
+from tests.pipeline.small import SmallRun, small_run
+from tests.servers import S3Server, faulty
+
+FORMATS = ["parquet", "png", "webdataset"]
+WRITES = ("put", "put_if_absent", "swap", "delete", "delete_prefix")
+MADE = {"cat": 17, "größe/2": 0, "empty": 0, "dog": 9}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code catches it."""
+
+
+class Reaper:
+    """Kills at the n-th write, before or after it was carried out; counts writes, and looks on as a reader would."""
+
+    def __init__(self, at: int | None = None, after: bool = False, dataset: Store | None = None):
+        self.at, self.after, self.dataset = at, after, dataset
+        self.writes, self.dead, self.looks = 0, False, 0
+        self._counting = threading.RLock()
+
+    def write(self, carry_out: Callable[[], Any]) -> Any:
+        """One write of the code under test."""
+        with self._counting:
+            if self.dead:
+                raise Killed
+            self.writes += 1
+            now = self.writes == self.at
+            if now and not self.after:
+                self.dead = True
+                raise Killed
+            result = carry_out()
+            self.look()
+            if now:
+                self.dead = True
+                raise Killed
+            return result
+
+    def look(self) -> None:
+        """A reader finds nothing, or a whole version."""
+        if self.dataset is not None:
+            try:
+                verify(self.dataset.url, storage_options=self.dataset.storage_options)
+                self.looks += 1
+            except MissingObject:
+                assert not self.dataset.exists(keys.LATEST)
+
+
+@contextmanager
+def reaped(reaper: Reaper) -> Iterator[Reaper]:
+    """Every write of every store goes past the reaper."""
+    before = {name: getattr(Store, name) for name in WRITES}
+
+    def through(name: str) -> Callable[..., Any]:
+        def write(self: Store, *args: Any) -> Any:
+            return reaper.write(lambda: before[name](self, *args))
+
+        return write
+
+    try:
+        for name in WRITES:
+            setattr(Store, name, through(name))
+        yield reaper
+    finally:
+        for name, method in before.items():
+            setattr(Store, name, method)
+
+
+def memory_run(**section: Any) -> SmallRun:
+    return small_run(f"memory://{uuid.uuid4().hex}", **section)
+
+
+def die(run: SmallRun, at: int, after: bool, watch: bool = False) -> bool:
+    """Runs until the write; False when the run ended before it."""
+    with reaped(Reaper(at, after, run.dataset if watch else None)):
+        try:
+            run.finish()
+        except Killed:
+            return True
+    return False
+
+
+def assert_whole(run: SmallRun, rows: dict[str, int] | None = None) -> None:
+    told = verify(run.dataset.url, deep=True, orphans=True, storage_options=run.dataset.storage_options)
+    assert told["rows_per_class"] == (rows or MADE) and told["orphans"] == told["unpublished"] == []
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_killed_at_every_write(format_name: str, after: bool) -> None:
+    with reaped(Reaper()) as count:
+        memory_run(format=format_name).finish()
+    assert count.writes >= 15
+    names = set()
+    for at in range(1, count.writes + 1):
+        run = memory_run(format=format_name)
+        assert die(run, at, after, watch=True)
+        names.add(run.finish().name[:7])
+        assert_whole(run)
+    assert names == {"v000001"}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_at_every_write_beside_an_older_version(after: bool) -> None:
+    """The older version stays whole and visible until the newer one is."""
+    def prepared() -> SmallRun:
+        run = memory_run(target={"per_class": 2})
+        old.append(run.finish().name)
+        return small_run(run.config.publish.url, "r2")
+
+    old: list[str] = []
+    with reaped(Reaper()) as count:
+        second = prepared()
+        start = count.writes
+        second.finish()
+    for at in range(1, count.writes - start + 1):
+        run = prepared()
+        with reaped(Reaper(at, after, run.dataset)) as reaper, pytest.raises(Killed):
+            run.finish()
+        assert reaper.looks >= at - 1                   # at each write there was a whole version to be seen
+        assert run.finish().name.startswith("v000002")
+        assert_whole(run)
+        verify(f"{run.dataset.url}/versions/{old[-1]}", deep=True)
+
+
+@settings(max_examples=12)
+@given(st.lists(st.tuples(st.integers(1, 25), st.booleans()), max_size=6), st.sampled_from(FORMATS))
+def test_killed_again_and_again(crashes: list[tuple[int, bool]], format_name: str) -> None:
+    run = memory_run(format=format_name)
+    for at, after in crashes:
+        die(run, at, after, watch=True)
+    run.finish()
+    assert_whole(run)
+
+
+@settings(max_examples=8)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 25), st.booleans()), max_size=6))
+def test_two_runs_that_die_in_turns(crashes: list[tuple[int, int, bool]]) -> None:
+    """Each ends with its rows published; the history has no more than both."""
+    first = memory_run()
+    runs = [first, small_run(first.config.publish.url, "r2", target={"per_class": 3})]
+    for which, at, after in crashes:
+        die(runs[which], at, after, watch=True)
+    names = []
+    for run in runs:
+        try:
+            names.append(run.finish().name)
+        except PublicationConflict:                      # the other's came out between this one's plan and its commit
+            names.append(run.finish().name)
+    assert len(set(names)) == 2
+    for name, rows in zip(names, (26, 9)):
+        assert verify(f"{first.dataset.url}/versions/{name}", deep=True)["rows"] == rows
+
+
+# real kills
+
+
+def killed_child(run: SmallRun, calls: str, at: int, after: bool) -> bool:
+    """Runs in a process of its own that is killed at the n-th such call; False: it ended before."""
+    def child() -> None:
+        count = 0
+
+        def through(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == at and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                result = call(*args, **kwargs)
+                if count == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+
+            return counted
+
+        if calls == "rename":
+            Path.replace = through(Path.replace)        # type: ignore[method-assign]
+            os.link = through(os.link)
+        else:
+            os.fsync = through(os.fsync)
+        run.finish()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+@pytest.mark.parametrize("calls", ["rename", "fsync"])
+def test_sigkill_in_the_middle_of_local_writes(tmp_path: Path, calls: str) -> None:
+    points = range(1, 27, 4) if calls == "fsync" else range(1, 14, 3)
+    died = 0
+    for at in points:
+        run = small_run(str(tmp_path / f"{calls}{at}"))
+        died += killed_child(run, calls, at, after=at % 2 == 0)
+        run.finish()
+        assert_whole(run)
+        for data in Path(run.dataset.url).rglob("data/*"):
+            assert data.suffix == ".parquet" or data.name.endswith(".ganmill-tmp")
+    assert died >= len(points) // 2
+
+
+def test_half_written_files_are_swept_when_they_are_old(tmp_path: Path) -> None:
+    run = small_run(str(tmp_path))
+    receipts = run.sample()
+    folder = Path(run.dataset.url) / "versions" / run.plan()[1].version / "data"
+    old, new = folder / ".x.1.ganmill-tmp", folder / ".x.2.ganmill-tmp"
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    run.publish(receipts)
+    assert not old.exists() and new.exists()
+    assert_whole(run)
+
+
+# stores that fail
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BACKOFF_S", 0.001)
+
+
+@pytest.mark.parametrize("format_name", ["parquet", "png"])
+@pytest.mark.parametrize("kind", ["500", "503", "lost", "cut", "half"])
+def test_a_tenth_of_the_requests_fails(s3_server: S3Server, no_waiting: None, format_name: str, kind: str) -> None:
+    dice = random.Random(f"{format_name}{kind}")
+    with faulty(s3_server, lambda n, method, path: kind if dice.random() < 0.12 else None) as proxy:
+        run = small_run(f"s3://{s3_server.new_bucket()}/x", options=proxy.server.options, format=format_name)
+        version = run.finish()
+        assert run.finish() == version
+        assert proxy.faults > 1
+    direct = small_run(run.config.publish.url, options=s3_server.options, format=format_name)
+    assert_whole(direct)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["500", "lost", "cut"])
+def test_each_single_request_fails_once(s3_server: S3Server, no_waiting: None, kind: str) -> None:
+    at, total = 1, 10**6
+    while at <= total:
+        with faulty(s3_server, lambda n, method, path, at=at: kind if n == at else None) as proxy:
+            run = small_run(f"s3://{s3_server.new_bucket()}/x", options=proxy.server.options)
+            run.finish()
+            total = len(proxy.seen)
+        assert_whole(small_run(run.config.publish.url, options=s3_server.options))
+        at += 1
+    assert at > 25
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    ("no bucket", "the bucket does not exist"), ("expired", "the credentials have expired; renew them"),
+    ("denied", "no permission"), ("503", "tried 6 times"),
+])
+@pytest.mark.parametrize("from_request", [1, 10, 20])
+def test_the_store_vanishes_in_mid_run(
+    s3_server: S3Server, no_waiting: None, kind: str, message: str, from_request: int
+) -> None:
+    gone = [from_request]
+    with faulty(s3_server, lambda n, method, path: kind if n >= gone[0] else None) as proxy:
+        run = small_run(f"s3://{s3_server.new_bucket()}/x", options=proxy.server.options)
+        with pytest.raises(StoreError, match=message) as told:
+            run.finish()
+        assert "canary" not in str(told.value) and len(proxy.seen) < from_request + 40   # bounded tries
+        gone[0] = 10**9                                  # it is back
+        run.finish()
+    assert_whole(small_run(run.config.publish.url, options=s3_server.options))
+
+
+@pytest.mark.parametrize("from_write", [1, 5, 11, 17, 23, 29])
+def test_the_disk_fills_up_in_mid_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_write: int) -> None:
+    run, writes, real = small_run(str(tmp_path)), [0], os.fsync
+
+    def full(descriptor: int) -> None:
+        writes[0] += 1
+        if writes[0] >= from_write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="the disk is full; free some space and continue with the same --run-id"):
+            run.finish()
+    assert not run.dataset.exists(keys.LATEST)
+    run.finish()
+    assert_whole(run)
+
+
+@pytest.mark.parametrize("where", ["local", "memory", "s3"])
+def test_two_drivers_of_the_same_run(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url, options = str(tmp_path), {}
+    if where == "memory":
+        url = f"memory://{uuid.uuid4().hex}"
+    elif where == "s3":
+        server: S3Server = request.getfixturevalue("s3_server")
+        url, options = f"s3://{server.new_bucket()}/x", server.options
+    for format_name in ("parquet", "png"):
+        drivers = [small_run(f"{url}/{format_name}", options=options, format=format_name) for _ in range(2)]
+        with ThreadPoolExecutor(2) as threads:
+            versions = [future.result() for future in [threads.submit(driver.finish) for driver in drivers]]
+        assert versions[0] == versions[1]
+        assert_whole(drivers[0])
+
+
+@pytest.mark.slow
+def test_no_error_leaves_as_anything_but_a_named_one(s3_server: S3Server, no_waiting: None) -> None:
+    dice = random.Random(3)
+    for _ in range(6):
+        kinds = dice.choices(["500", "503", "lost", "cut", "half", "denied", "expired", "no bucket"], k=3)
+        with faulty(s3_server, lambda *a, kinds=kinds: dice.choice(kinds) if dice.random() < 0.15 else None) as proxy:
+            run = small_run(f"s3://{s3_server.new_bucket()}/x", options=proxy.server.options)
+            for _ in range(30):
+                try:
+                    run.finish()
+                    break
+                except GanmillError as e:
+                    assert "canary" not in str(e)
+        direct = small_run(run.config.publish.url, options=s3_server.options)
+        direct.finish()
+        assert_whole(direct)

@@ -1,0 +1,246 @@
+"""Evaluation on digits with generators whose worth is known: real images held back, copies, one image over and over."""
+
+import dataclasses
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import save
+
+from gan.classifier import load_classifier, predict
+from pipeline import evaluation, keys
+from pipeline.config import Config, parse_config
+from pipeline.errors import ConfigError, CorruptShard
+from pipeline.evaluation import coverage_per_class, evaluate, sample_counts
+from pipeline.lift import Schedule
+from pipeline.progress import NullProgress
+from pipeline.records import Checkpoint, Scorecard, Snapshot
+from pipeline.store import Store
+
+torch.set_num_threads(1)
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (1797, 1, 16, 16), shuffled, and labels."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    images = np.kron(bunch.images[order] * 15.9, np.ones((1, 2, 2))).astype(np.uint8)[:, None]
+    return images, bunch.target[order].astype(np.int64)
+
+
+@pytest.fixture(autouse=True)
+def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation.Schedule, "for_data", lambda rows, channels, steps=None: Schedule(steps or 60, 48))
+
+
+@dataclasses.dataclass
+class Case:
+    """A run folder with prepared data and something for a checkpoint."""
+
+    config: Config
+    snapshot: Snapshot
+    checkpoint: Checkpoint
+    run: Store
+    data: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def evaluate(self) -> Scorecard:
+        return evaluate(self.config, self.snapshot, self.checkpoint, self.run, NullProgress())
+
+
+def make_case(folder: Path, data: dict[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], **evaluate: Any) -> Case:
+    run = Store(str(folder))
+    for split, (images, labels) in data.items():
+        run.put(keys.prepared(split), save({"images": np.ascontiguousarray(images), "labels": labels}))
+    run.put("checkpoints/x", b"weights")
+    _, channels, resolution, _ = data["train"][0].shape
+    rows = {s: {n: int((y == c).sum()) for c, n in enumerate(classes)} for s, (_, y) in data.items()}
+    return Case(
+        parse_config({"name": "t", "source": {"format": "digits"}, "evaluate": {"samples": 300, "lift": None, **evaluate}}),
+        Snapshot("f", "s", "digits", None, classes, resolution, channels, rows, False),
+        Checkpoint("checkpoints/x", hashlib.sha256(b"weights").hexdigest(), "dcgan", "", {}, 1.0, 1.0, 1.0, "", "f"), run, data,
+    )
+
+
+def split_digits(digits: tuple[np.ndarray, np.ndarray], train: int = 500) -> tuple[dict[str, Any], tuple[np.ndarray, ...]]:
+    """(train, val, test of 250 each) and the rest, which nobody trains on."""
+    cuts = np.cumsum([train, 250, 250])
+    parts = [(digits[0][a:b], digits[1][a:b]) for a, b in zip([0, *cuts], [*cuts, len(digits[1])])]
+    return dict(zip(SPLITS, parts)), parts[3]
+
+
+def from_rows(images: np.ndarray, labels: np.ndarray) -> Any:
+    """A generator that hands out these images, in an order that the seeds decide."""
+
+    def generate(asked: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        chosen = [np.flatnonzero(labels == c) for c in range(10)]
+        return images[[chosen[c][s % len(chosen[c])] for c, s in zip(asked.tolist(), seeds.tolist())]]
+
+    return generate
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what `load_gan` gives."""
+    return lambda generate: monkeypatch.setattr(evaluation, "load_gan", lambda data: generate)
+
+
+def test_unseen_real_images_score_like_real_ones(tmp_path: Path, digits: Any, generator: Any) -> None:
+    data, rest = split_digits(digits)
+    case = make_case(tmp_path, data, tuple("0123456789"))
+    generator(from_rows(*rest))
+    card = case.evaluate()
+    assert card.judge_accuracy > 0.93
+    assert card.agreement > 0.93
+    assert card.fd < 2.5 * card.fd_floor
+    assert card.coverage > 0.85
+    assert card.memorised <= 0.02
+    assert min(card.diversity_per_class.values()) > 0.7
+    assert max(card.diversity_per_class.values()) < 1.4
+    assert card.real["coverage"] == pytest.approx(card.coverage, abs=0.1)
+    assert abs(card.kernel_distance or 0) < 200
+    assert set(card.coverage_per_class) == set("0123456789")
+    picture = Image.open(io.BytesIO(case.run.get(keys.NEAREST)))
+    assert picture.width > 9 * 16
+    net, _ = load_classifier(case.run.get(keys.FILTER))
+    assert (predict(net, torch.from_numpy(data["test"][0])).argmax(1).numpy() == data["test"][1]).mean() > 0.9
+    assert Scorecard.from_json(card.to_json()) == card
+
+
+def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:
+    data, rest = split_digits(digits)
+    case = make_case(tmp_path, data, tuple("0123456789"))
+    networks = evaluation.train_networks(case.config, evaluation._load(case.run, 10), 10)
+    monkeypatch.setattr(evaluation, "train_networks", lambda *a: networks)
+
+    def card(generate: Any) -> Scorecard:
+        generator(generate)
+        case.run.delete(keys.SCORECARD)
+        return case.evaluate()
+
+    copies = card(from_rows(*data["train"]))
+    assert copies.memorised > 0.9
+    real = from_rows(*rest)
+
+    def a_tenth_copied(labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        images = real(labels, seeds)
+        copied = np.arange(len(labels)) % 10 == 0
+        images[copied] = np.clip(from_rows(*data["train"])(labels[copied], seeds[copied]).astype(int) + 2, 0, 255)
+        return images
+
+    assert card(a_tenth_copied).memorised == pytest.approx(0.1, abs=0.03)
+
+    def collapsed(labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        return real(labels, np.where(labels == 4, 0, seeds))
+
+    one_image = card(collapsed)
+    assert min(one_image.diversity_per_class, key=lambda c: one_image.diversity_per_class[c]) == "4"
+    assert one_image.diversity_per_class["4"] < 0.01
+    assert one_image.coverage_per_class["4"] < 0.4
+    wrong = card(lambda labels, seeds: real((labels + 1) % 10, seeds))
+    assert wrong.agreement < 0.1
+    blank = card(lambda labels, seeds: np.zeros((len(labels), 1, 16, 16), np.uint8))
+    assert blank.fd > 10 * blank.fd_floor
+    assert blank.coverage < 0.2
+
+
+def test_a_finished_evaluation_is_kept_until_its_inputs_change(tmp_path: Path, digits: Any, generator: Any) -> None:
+    data, rest = split_digits(digits, train=100)
+    case = make_case(tmp_path, data, tuple("0123456789"), samples=60, lift={"seeds": 1, "ratios": [0.5], "steps": 3})
+    generator(from_rows(*rest))
+    first = case.evaluate()
+    assert first.lift is not None
+    assert first.lift.interval_pp == (-100, 100)
+    assert case.run.get_json(keys.LIFT)["lift_pp"] == first.lift.lift_pp
+    generator(lambda *a: pytest.fail("generated again"))
+    assert case.evaluate() == first
+    other = dataclasses.replace(case, config=parse_config({**case.config.model_dump(), "seed": 1}))
+    with pytest.raises(pytest.fail.Exception):
+        other.evaluate()
+
+
+def test_tiny_and_missing_classes_get_figures_or_notes_never_nan(tmp_path: Path, digits: Any, generator: Any) -> None:
+    """Test rows: class 0 one, class 1 two, class 2 three, class 3 none; class 4 has no training row at all."""
+    data, rest = split_digits(digits, train=300)
+
+    def keep(split: str, limits: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = data[split]
+        rank = np.array([(labels[:i] == c).sum() for i, c in enumerate(labels)])
+        mask = rank < np.array([limits.get(c, 10**6) for c in labels.tolist()])
+        return images[mask], labels[mask]
+
+    few = {"train": keep("train", {0: 1, 4: 0}), "val": keep("val", {0: 0}), "test": keep("test", {0: 1, 1: 2, 2: 3, 3: 0})}
+    case = make_case(tmp_path, few, tuple("0123456789"), samples=100, lift={"seeds": 3, "ratios": [0.5], "steps": 3})
+    generator(from_rows(*rest))
+    card = case.evaluate()
+    text = " ".join(card.notes)
+    assert "Class '0' has 1 test image;" in text
+    assert "Class '2' has 3 test images" in text
+    assert "Without training images, and so left out: '4'" in text
+    assert "4" not in card.coverage_per_class
+    assert "0" not in card.coverage_per_class
+    assert np.isfinite([card.fd, card.coverage, card.recall, card.memorised, *card.diversity_per_class.values(),
+                        *card.coverage_per_class.values(), *card.agreement_per_class.values()]).all()
+    assert card.lift is not None
+    assert "can't be judged, because class '0' has no validation image" in card.lift.sentence
+
+
+def test_one_class_is_evaluated_with_random_features(tmp_path: Path, digits: Any, generator: Any) -> None:
+    images = digits[0][digits[1] == 3]
+    zeros = np.zeros(len(images), np.int64)
+    data = {s: (images[a:b], zeros[a:b]) for s, a, b in zip(SPLITS, (0, 100, 125), (100, 125, 150))}
+    case = make_case(tmp_path, data, ("only",), samples=50, lift={"seeds": 3})
+    generator(from_rows(images[150:], zeros[150:]))
+    card = case.evaluate()
+    assert card.features == "random"
+    assert card.fd < 5 * card.fd_floor
+    assert not case.run.exists(keys.FILTER)
+    assert "One class only" in " ".join(card.notes)
+    assert card.lift is not None
+    assert "two classes" in card.lift.sentence
+
+
+def test_what_cannot_be_had_is_refused(tmp_path: Path, digits: Any) -> None:
+    data, _ = split_digits(digits, train=100)
+    case = make_case(tmp_path, data, tuple("0123456789"), features="inception")
+    with pytest.raises(ConfigError, match="domain"):
+        case.evaluate()
+    swapped = make_case(tmp_path, data, tuple("0123456789"))
+    swapped.run.put("checkpoints/x", b"others")
+    with pytest.raises(CorruptShard, match="not the checkpoint"):
+        swapped.evaluate()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=1, max_size=12), st.integers(10, 3000))
+def test_samples_follow_the_test_images_and_leave_no_class_out(rows: list[tuple[int, int]], samples: int) -> None:
+    train = np.array([r[0] for r in rows])
+    test = np.where(train > 0, [r[1] for r in rows], 0)
+    if not train.any():
+        return
+    prior, counts = sample_counts(test, train, samples)
+    assert prior.sum() == samples
+    share = test if test.any() else train
+    assert (np.abs(prior - samples * share / share.sum()) <= 1).all()
+    assert (counts[train > 0] >= min(2, samples)).all()
+    assert (counts[train == 0] == 0).all()
+    assert (counts >= prior).all()
+
+
+def test_coverage_does_not_rise_with_the_number_of_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    zero = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
+    real = evaluation.Seen(torch.randn(60, 4, generator=generator), zero(60))
+    made = torch.randn(3000, 4, generator=generator) * 1.5 + 0.5
+    few, many = (coverage_per_class(real, evaluation.Seen(made[:n], zero(n)), ("x",), [])["x"] for n in (60, 3000))
+    assert few == many

@@ -1,0 +1,340 @@
+"""The lift laboratory: planted effects are found, planted nonsense is not, and finished rows are kept."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gan.classical import ClassicalAugment
+from gan.classifier import train_classifier
+from pipeline import lift
+from pipeline.config import LiftConfig
+from pipeline.errors import Interrupted
+from pipeline.lift import Bench, Rows, Schedule, measure_lift, why_not
+from pipeline.lift.arms import AUGMENTED, BALANCED, controls, with_synthesis
+from pipeline.lift.laboratory import Laboratory, Replicate, best, grouped
+from pipeline.lift.pool import (
+    NO_FILTER,
+    CannotFill,
+    Filter,
+    FilterModel,
+    SyntheticPool,
+    duplicates,
+    fill,
+    shuffled,
+    smote,
+    spare_rows,
+)
+from pipeline.lift.trial import Mix, _draws, _groups
+from pipeline.lift.verdict import judged, sentence
+from pipeline.progress import NullProgress
+from pipeline.side_by_side import Stop, all_side_by_side, side_by_side
+from pipeline.store import Store
+
+torch.set_num_threads(1)
+SIDE = 8
+COUNTS = itertools.count()
+
+
+def bars(labels: Tensor, seed: int, noise: float = 60.0) -> Tensor:
+    """A toy dataset, uint8 (n, 1, 8, 8): class c is a bright bar in row 2c + 1, in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(len(labels), 1, SIDE, SIDE, generator=generator) * noise + 60
+    images[torch.arange(len(labels)), 0, 2 * labels + 1] += 70
+    return images.clamp(0, 255).to(torch.uint8)
+
+
+def rows(counts: list[int], seed: int) -> Rows:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return Rows(bars(labels, seed), labels)
+
+
+def bench(train: list[int], held_out: int = 40, steps: int = 40) -> Bench:
+    classes = len(train)
+    return Bench(
+        rows(train, 1), rows([held_out] * classes, 2), rows([held_out] * classes, 3), rows([30] * classes, 4),
+        tuple("abcd"[:classes]), ClassicalAugment(shift=0.0, rotate_deg=0, scale=0, shear_deg=0), Schedule(steps, 32, 8),
+    )
+
+
+def oracle(labels: np.ndarray, seeds: np.ndarray) -> Tensor:
+    """A perfect generator: fresh draws of the very distribution."""
+    return torch.cat([bars(torch.tensor([label]), int(seed) % 2**31) for label, seed in zip(labels, seeds)])
+
+
+def noise(labels: np.ndarray, seeds: np.ndarray) -> Tensor:
+    """A useless generator: every class looks like another one."""
+    return oracle((labels + 1) % 3, seeds)
+
+
+# ---- the figure -------------------------------------------------------------------------------------------------
+
+
+def test_a_perfect_generator_lifts_and_a_wrong_one_is_not_recommended(tmp_path: Any) -> None:
+    data = bench([60, 12, 3])
+    config = LiftConfig(seeds=3, ratios=[2.0, 4.0])
+    good = measure_lift(config, data, oracle, 0, NullProgress(), workers=2)
+    assert good.lift_pp > 1
+    assert good.chosen_ratio in (2.0, 4.0)
+    assert good.interval_pp[0] < good.lift_pp < good.interval_pp[1]
+    assert len(good.rows) == 9
+    assert good.recall_synthetic["c"] > good.recall_baseline["c"]
+    wrong = measure_lift(config, data, noise, 0, NullProgress(), workers=2)
+    assert wrong.lift_pp < 0
+    assert wrong.chosen_ratio == 0
+    assert wrong.sentence.startswith("No lift")
+    assert wrong.baseline == good.baseline             # paired: the arm without synthetic images is the same
+
+
+def test_finished_rows_are_kept_and_other_inputs_start_anew(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, data, config = Store(str(tmp_path)), bench([8, 8], steps=2), LiftConfig(seeds=2, ratios=[1.0])
+    first = measure_lift(config, data, oracle, 0, NullProgress(), run=run, inputs="x", workers=1)
+    trained = []
+    real = lift.laboratory.run_trial
+    monkeypatch.setattr(lift.laboratory, "run_trial", lambda *a: trained.append(a[0].name) or real(*a))
+    again = measure_lift(config, data, oracle, 0, NullProgress(), run=run, inputs="x", workers=1)
+    assert trained == []
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0)
+    more = measure_lift(LiftConfig(seeds=3, ratios=[1.0]), data, oracle, 0, NullProgress(), run=run, inputs="x", workers=1)
+    assert sorted(trained) == ["A2", "G3"]             # the third seed alone
+    assert more.baseline[:2] == first.baseline
+    measure_lift(config, data, oracle, 0, NullProgress(), run=run, inputs="y", workers=1)
+    assert len(trained) == 2 + 4
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({"train": rows([9], 1)}, "two classes"),
+    ({"val": rows([3, 0, 4], 1)}, "'b' has no validation image"),
+    ({"test": rows([0, 0, 4], 1)}, "'a', 'b' have no test image"),
+])
+def test_what_cannot_be_judged_gets_a_word_and_no_figure(change: dict[str, Rows], word: str) -> None:
+    data = dataclasses.replace(bench([5, 5, 5]), **change)
+    assert word in (why_not(data) or "")
+    figure = measure_lift(LiftConfig(seeds=3), data, oracle, 0, NullProgress())
+    assert figure.seeds == ()
+    assert word in figure.sentence
+    assert figure.sentence.startswith("Lift can't be judged, because")
+
+
+def test_a_classifier_that_cannot_learn_is_no_judge() -> None:
+    """Random labels everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    data = bench([60, 60], steps=20)
+    mixed = {name: Rows(getattr(data, name).images, torch.randint(0, 2, (len(getattr(data, name)),), generator=generator))
+             for name in ("train", "val", "test")}
+    figure = measure_lift(LiftConfig(seeds=3), dataclasses.replace(data, **mixed), oracle, 0, NullProgress())
+    assert figure.seeds == ()
+    assert "did not learn" in figure.sentence
+
+
+def test_val_chooses_and_test_is_not_asked() -> None:
+    def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float = 0.1) -> dict[str, Any]:
+        part = {"rarest_third": 0.5, "macro_f1": 0.5, "ece": 0.1, "nll": nll, "accuracy": 0.5}
+        return {"arm": arm, "title": arm, "ratio": ratio, "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "seed": seed,
+                "added_rows": 1, "seconds": 1.0, "val": {**part, "balanced_accuracy": val, "recall": {"0": val, "1": val}},
+                "test": {**part, "balanced_accuracy": test, "recall": {"0": test, "1": test}}}
+
+    made = [row("A2", 0, s, 0.80, 0.80) for s in range(3)]
+    made += [row("G3", 0.5, s, 0.85, 0.70 + s / 100) for s in range(3)]
+    made += [row("G3", 1.0, s, 0.82, 0.99) for s in range(3)]
+    figure = lift._figure(made[:3], best(grouped(made[3:])), made, bench([4, 4]), (0.5, 1.0), 0.0)
+    assert figure.chosen_ratio == 0.5
+    assert figure.lift_pp == pytest.approx(-9)
+    assert figure.interval_pp[1] < 0
+    tied = grouped([row("G3", 0.5, 0, 0.9, 0.5, nll=0.3), row("G3", 1.0, 0, 0.9, 0.5, nll=0.2)])
+    assert (best(tied) or [{}])[0]["ratio"] == 1.0
+    assert best([[{"cannot": "x"}]]) is None
+    equal = lift._figure(made[:3], [row("G3", 0.5, s, 0.80, 0.9) for s in range(3)], made, bench([4, 4]), (0.5,), 0.0)
+    assert equal.chosen_ratio == 0                     # no better on val: recommend none
+
+
+def test_the_sentence_of_a_win_needs_interval_and_every_class() -> None:
+    win = sentence([1.0, 1.2, 0.9], (0.7, 1.4), 0.5, 0.5, "classical augmentation", None)
+    assert win.startswith("Lift: 0.5 synthetic images per real one")
+    assert "p = 0.25" in win
+    lost = sentence([1.0, 1.2, 0.9], (0.7, 1.4), 0.5, 0.5, "classical augmentation", ("b", 0.034))
+    assert lost.startswith("No lift, since the recall of class 'b' fell by 3.4 points")
+    assert sentence([1.0, -1.2], (-2.0, 1.4), 0.5, 0.0, "x", None).endswith("validation recommends none.")
+
+
+# ---- what is added ----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(0, 300))
+def test_fill_raises_the_smallest_classes_first(counts: list[int], total: int) -> None:
+    real = np.array(counts)
+    added = fill(real, total)
+    assert added.sum() == (total if real.any() else 0)
+    assert (added[real == 0] == 0).all()
+    after = (real + added)[real > 0]
+    if total and real.any():
+        raised = (real + added)[added > 0]
+        assert raised.max() - raised.min() <= 1        # all that were raised are level
+        assert after.min() >= raised.max() - 1         # and nothing below them was left out
+
+
+def test_the_pool_is_nested_and_follows_from_its_seed() -> None:
+    small = SyntheticPool(oracle, 3, 7).take(np.array([2, 0, 3]))
+    pool = SyntheticPool(oracle, 3, 7)
+    pool.take(np.array([1, 1, 1]))
+    large = pool.take(np.array([40, 2, 5]))
+    assert small.labels.tolist() == [0, 0, 2, 2, 2]
+    assert torch.equal(large.images[large.labels == 0][:2], small.images[:2])
+    assert torch.equal(large.images[large.labels == 2][:3], small.images[2:])
+    assert not torch.equal(SyntheticPool(oracle, 3, 8).take(np.array([2, 0, 3])).images, small.images)
+
+
+def test_the_filter_decides_what_enters_and_a_class_that_cannot_be_filled_ends() -> None:
+    bright = SyntheticPool(oracle, 2, 0, keep=lambda x, y: x.float().mean((1, 2, 3)) > 75)
+    assert (bright.take(np.array([5, 5])).images.float().mean((1, 2, 3)) > 75).all()
+    assert 0 < bright.acceptance() < 1
+    none = SyntheticPool(oracle, 2, 0, keep=lambda x, y: y != 1)
+    with pytest.raises(CannotFill) as caught:
+        none.take(np.array([3, 3]))
+    assert (caught.value.label, caught.value.kept) == (1, 0)
+    assert caught.value.drawn < 1000
+
+
+def test_the_filters_model_lets_the_typical_through_and_stops_strangers() -> None:
+    data = bench([60, 60, 60])
+    net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0)
+    model = FilterModel(net, data.train, data.val, 3)
+    assert model.keep(NO_FILTER) is None
+    confident, close = model.keep(Filter(min_confidence=0.5)), model.keep(Filter(max_distance=0.9))
+    assert confident and close
+    wrong = (data.test.labels + 1) % 3
+    assert confident(data.test.images, data.test.labels).float().mean() > 0.9
+    assert confident(data.test.images, wrong).float().mean() < 0.1
+    assert close(data.val.images, data.val.labels).float().mean() == pytest.approx(0.9, abs=0.02)
+    assert close(data.test.images, wrong).float().mean() < 0.2
+    assert Filter(0.8, 0.95).name == "p0.8d0.95"
+
+
+def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
+    data = bench([60, 12, 3])
+    net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0, balanced=True)
+    config = LiftConfig(seeds=3, ratios=[4.0], arms="all")
+    figure = measure_lift(config, data, oracle, 0, NullProgress(), model=net, workers=2)
+    mean = {name: np.mean([row["test"] for row in figure.rows if row["arm"] == name]) for name in
+            ("A0", "A1", "A2", "A3", "A4", "G1", "G2", "G3", "N1", "N2", "O1", "S1")}
+    assert figure.lift_pp > 0
+    assert mean["O1"] > mean["A2"]
+    assert mean["N2"] < mean["O1"] - 5
+    assert mean["N1"] < mean["O1"]
+    assert max(mean["G1"], mean["G2"], mean["G3"]) > max(mean["A0"], mean["A1"])
+    assert {row["filter"] for row in figure.rows if row["arm"] == "G2"} == {"p0.5d0.95"}
+
+
+def test_controls_add_what_they_say() -> None:
+    data = bench([6, 2])
+    wanted = np.array([3, 9])
+    doubled = duplicates(data.train, wanted, 0)
+    assert doubled.counts(2).tolist() == [3, 9]
+    train = {x.numpy().tobytes() for x in data.train.images}
+    assert all(x.numpy().tobytes() in train for x in doubled.images)
+    mixed = shuffled(doubled, 0)
+    assert torch.equal(mixed.images, doubled.images)
+    assert not torch.equal(mixed.labels, doubled.labels)
+    assert mixed.counts(2).tolist() == [3, 9]
+    extra = spare_rows(data.spare, np.array([3, 99]), 0)
+    assert extra.counts(2).tolist() == [3, 30]
+    assert len({x.numpy().tobytes() for x in extra.images}) == 33
+
+
+def test_smote_lies_between_two_rows_of_the_class() -> None:
+    x = torch.tensor([0, 0, 100, 200], dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)
+    train = Rows(x, torch.tensor([0, 1, 1, 1]))
+    made = smote(train, np.array([4, 50]), 0)
+    assert made.counts(2).tolist() == [4, 50]
+    assert (made.images[made.labels == 0] == 0).all()          # one row: itself
+    values = made.images[made.labels == 1][:, 0, 0, 0]
+    assert len(values.unique()) > 10
+    assert torch.equal(made.images[made.labels == 1], values.view(-1, 1, 1, 1).repeat(1, 1, 8, 8))
+
+
+# ---- the order of rows ------------------------------------------------------------------------------------------
+
+
+def shares(arm: Any, mix: Mix) -> np.ndarray:
+    """Share of the draws of (class, real or added): real 8 and 2 rows, added 2 and 8."""
+    real, added = torch.tensor([0] * 8 + [1] * 2), torch.tensor([0] * 2 + [1] * 8)
+    drawn = _draws(arm, mix, real, added, Schedule(200, 100), 0).numpy()
+    which = np.repeat([0, 2, 1, 3], [8, 2, 2, 8])               # real 0, real 1, added 0, added 1 → class · 2 + added
+    return np.bincount(which[drawn], minlength=4) / len(drawn)
+
+
+def test_balanced_arms_see_classes_evenly_and_others_rows_evenly() -> None:
+    balanced = with_synthesis(BALANCED)
+    assert shares(balanced, Mix(1.0)) == pytest.approx([0.4, 0.1, 0.1, 0.4], abs=0.01)
+    assert shares(with_synthesis(AUGMENTED), Mix(1.0)) == pytest.approx([0.4, 0.1, 0.1, 0.4], abs=0.01)
+    light = shares(balanced, Mix(1.0, weight=0.25))
+    assert light == pytest.approx([8 / 8.5 / 2, 0.5 / 8.5 / 2, 2 / 4 / 2, 2 / 4 / 2], abs=0.01)
+
+
+def test_the_last_steps_can_be_real_only() -> None:
+    real, added = torch.tensor([0, 1]), torch.tensor([0, 1] * 10)
+    drawn = _draws(with_synthesis(BALANCED), Mix(10.0, real_only_tail=0.25), real, added, Schedule(8, 10), 0)
+    assert (drawn[60:] < 2).all()
+    assert (drawn[:60] >= 2).any()
+
+
+def test_arms_without_added_rows_have_exactly_even_rounds() -> None:
+    groups, parts = _groups(BALANCED, 1.0, torch.tensor([0, 0, 0, 1]), None)
+    assert [g.tolist() for g in groups] == [[0, 1, 2], [3]]
+    assert parts is None
+
+
+def test_synthetic_images_alone_means_alone() -> None:
+    drawn = _draws(lift.arms.SYNTHETIC_ALONE, Mix(1.0), torch.tensor([0, 1]), torch.tensor([0, 1]), Schedule(5, 10), 0)
+    assert (drawn >= 2).all()
+
+
+# ---- side by side -----------------------------------------------------------------------------------------------
+
+
+def test_jobs_run_with_one_thread_each_and_the_count_comes_back() -> None:
+    torch.set_num_threads(2)
+    try:
+        assert all_side_by_side([lambda stop, i=i: (i, torch.get_num_threads()) for i in range(5)], 2) == [
+            (i, 1) for i in range(5)]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_failing_job_stops_the_others() -> None:
+    ended = []
+
+    def endless(stop: Stop) -> None:
+        try:
+            while True:
+                stop.check()
+        except Interrupted:
+            ended.append(True)
+            raise
+
+    def failing(stop: Stop) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side([endless, failing], 2))
+    assert ended == [True]
+
+
+def test_every_arm_and_control_runs() -> None:
+    data = bench([10, 4], steps=3)
+    laboratory = Laboratory([Replicate(0, 0, data, oracle)], None, NullProgress(), 2)
+    arms = [(arm, Mix(1.0)) for arm in (*lift.arms.WITHOUT_SYNTHESIS, *controls(BALANCED), lift.arms.SYNTHETIC_ALONE,
+                                        lift.arms.SYNTHETIC)]
+    made = laboratory.conduct(arms)
+    assert [row["arm"] for row in made] == [arm.name for arm, _ in arms]
+    assert {row["arm"]: row["added_rows"] for row in made} == {
+        "A0": 0, "A1": 0, "A2": 0, "A3": 0, "A4": 14, "N1": 14, "N2": 14, "O1": 14, "S1": 14, "G1": 14}
+    assert judged(made[:1], made[-1:], made, data.classes, (1.0,), 1.0, 0.0).interval_pp == (-100, 100)
