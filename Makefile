@@ -30,8 +30,8 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-bench: setup              ## every figure that the README quotes (an hour on two cores)
-	$(BIN)/python benchmarks/all.py
+bench: setup              ## the figures of the README; MNIST=FOLDER adds those that need its IDX files
+	$(BIN)/python benchmarks/all.py $(MNIST)
 
 lock:                     ## takes the newest versions that pyproject.toml allows
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

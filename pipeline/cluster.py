@@ -22,6 +22,7 @@ CONNECT_TIMEOUT_S = 5.0
 _WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",      # how often the controller polls: 2 s by default
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_worker_niceness": "0",                      # 15 by default: two threads that wait for each other then starve
     "PYTHONWARNINGS": "ignore",
 }
 
@@ -81,6 +82,8 @@ def connected(config: Config) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = config.cluster.address == "local"
     temp = _temp_folder() if local else None
+    if temp is not None:                             # torch leaves a cache folder in the temporary folder otherwise
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temp / "torchinductor"))
     try:
         _init(config.cluster.address, temp)
         _check_size(config)
@@ -89,6 +92,8 @@ def connected(config: Config) -> Iterator[None]:
         ray.shutdown()
         if temp is not None:
             shutil.rmtree(temp, ignore_errors=True)
+            if os.environ.get("TORCHINDUCTOR_CACHE_DIR", "").startswith(str(temp)):
+                del os.environ["TORCHINDUCTOR_CACHE_DIR"]
 
 
 def _temp_folder() -> Path:

@@ -45,6 +45,10 @@ class TrainingFailed(GanmillError):
     """Training diverged, collapsed, or lost its workers more often than allowed."""
 
 
+class Leakage(GanmillError):
+    """A generator, filter or extractor was trained on other rows than the train split's: its figures would mean nothing."""
+
+
 class SamplingFailed(GanmillError):
     """A shard could not be made within its bounded number of tries."""
 

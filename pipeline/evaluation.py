@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gan.checkpoint import load_generator
 from gan.classical import ClassicalAugment
 from gan.classifier import (
     Architecture,
@@ -35,14 +36,14 @@ from gan.metrics.frechet import Gaussian, frechet_distance
 from gan.metrics.kernel import kernel_distance
 from gan.metrics.manifold import Manifold, manifold, neighbourhood_size
 from gan.metrics.memorisation import Memorisation, memorisation
+from gan.sampling import generate
 from pipeline import keys
 from pipeline.cluster import local_cpus
 from pipeline.config import Config
-from pipeline.errors import ConfigError, CorruptShard, MissingObject
+from pipeline.errors import ConfigError, CorruptShard, Leakage, MissingObject
 from pipeline.grids import tile_grid
 from pipeline.lift import Bench, Draw, Rows, Schedule, measure_lift, only_known
 from pipeline.lift.verdict import summary
-from pipeline.mint import load_gan
 from pipeline.prepare import load_split
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
@@ -56,6 +57,7 @@ MOST_REAL = 10_000                                   # test images that distance
 MOST_KERNEL = 5_000                                  # rows a side of the kernel distance, which costs their product
 FEW_TEST_IMAGES = 10                                 # of a class: fewer, and its figures get a note
 PAIRS = 20
+CHUNK = 1024                                         # generated images in memory at a time
 # (architecture, width, length of the training against a lift trial's); the judge differs in more than its seed
 EXTRACTOR: tuple[Architecture, int, float] = ("conv", 16, 1.5)
 JUDGES: dict[int, tuple[Architecture, int, float]] = {1: ("conv", 24, 1.0), 3: ("residual", 16, 0.5)}
@@ -78,6 +80,7 @@ class Networks:
     judge: Classifier | None                         # None: one class only, nothing to judge
     filter: Classifier | None                        # for `pipeline.filtering`; it and the extractor know train alone
     features: str                                    # domain | random
+    trained_on: str | None                           # `rows_digest` of what extractor or filter learnt from
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,10 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
                           "bring; set evaluate.features: domain")
     began = time.perf_counter()
     splits = _load(run, len(snapshot.classes))
-    draw = _generator(run, checkpoint)
+    draw = _generator(run, checkpoint, splits.train)
     progress.note("training the feature extractor and the judge")
     networks = train_networks(config, splits, len(snapshot.classes))
+    check_trained_on(networks.trained_on, splits.train, "the feature extractor")
     _put_filter(run, networks)
     notes: list[str] = []
     card, = all_side_by_side(                        # one thread: on a busy machine several wait for one another
@@ -153,13 +157,35 @@ def _load(run: Store, classes: int) -> Splits:
     return Splits(train, only_known(val, train, classes), only_known(test, train, classes))
 
 
-def _generator(run: Store, checkpoint: Checkpoint) -> Draw:
+def _generator(run: Store, checkpoint: Checkpoint, train: Rows) -> Draw:
     data = run.get(checkpoint.key)
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
         raise CorruptShard(f"{run.where(checkpoint.key)} is not the checkpoint that was trained; train again under "
                            "another --run-id")
-    generate = load_gan(data)
-    return lambda labels, latents: torch.from_numpy(generate(labels, latents))
+    loaded = load_generator(data)
+    check_trained_on(loaded.meta["data"], train, "the generator")
+    return lambda labels, latents: generate(loaded.net, torch.from_numpy(labels), latents)
+
+
+def rows_digest(rows: Rows) -> str:
+    """sha256 (16 hex) over images and labels, as `gan.loop` takes it of what it trains on."""
+    digest = hashlib.sha256(rows.images.contiguous().numpy().data)
+    digest.update(rows.labels.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def check_trained_on(digest: str | None, train: Rows, who: str) -> None:
+    """Nothing that makes, filters or measures images may have seen the images that judge them.
+
+    Args:
+        digest: `rows_digest` of what it was trained on; None where it was not trained at all.
+
+    Raises:
+        Leakage: it was trained on other rows than the train split.
+    """
+    if digest is not None and digest != rows_digest(train):
+        raise Leakage(f"{who} was trained on other rows than this run's train split, so its figures would mean nothing; "
+                      "train again under another --run-id")
 
 
 # ---- the networks ----
@@ -171,25 +197,30 @@ def train_networks(config: Config, splits: Splits, classes: int) -> Networks:
     channels = splits.train.images.shape[1]
     several = len(torch.unique(splits.train.labels)) > 1
 
-    def train(name: str, rows: Rows, architecture: Architecture, width: int, share: float, stop: Stop) -> Classifier:
+    def train(
+        name: str, rows: Rows, architecture: Architecture, width: int, share: float, stop: Stop
+    ) -> tuple[Classifier, str]:
         schedule = Schedule.for_data(len(rows), channels)
-        return train_classifier(
+        net = train_classifier(
             rows.images, rows.labels, classes, steps=max(1, round(schedule.steps * share)), balanced=True,
             batch_size=schedule.batch_size, seed=derive(config.seed, "evaluate", name), width=width,
             architecture=architecture, augment=augment, on_step=stop.check,
         )
+        return net, rows_digest(rows)
 
     jobs = []
     if several:                                      # the longer job first
         architecture, width, share = JUDGES[channels]
-        seen = splits.train.joined(splits.val)
-        jobs.append(lambda stop: train("judge", seen, architecture, width, share, stop))
+        both = splits.train.joined(splits.val)
+        jobs.append(lambda stop: train("judge", both, architecture, width, share, stop))
         jobs.append(lambda stop: train("extractor", splits.train, *EXTRACTOR, stop))
     trained = all_side_by_side(jobs, local_cpus())
-    judge, domain = trained if several else (None, None)
-    if domain is not None and config.evaluate.features == "domain":
-        return Networks(domain, judge, domain, "domain")
-    return Networks(_random_features(splits.train, classes), judge, domain, "random")
+    if not several:
+        return Networks(_random_features(splits.train, classes), None, None, "random", None)
+    (judge, _), (domain, seen) = trained
+    if config.evaluate.features == "domain":
+        return Networks(domain, judge, domain, "domain", seen)
+    return Networks(_random_features(splits.train, classes), judge, domain, "random", seen)
 
 
 def _random_features(train: Rows, classes: int) -> Classifier:
@@ -202,7 +233,7 @@ def _random_features(train: Rows, classes: int) -> Classifier:
 
 def _put_filter(run: Store, networks: Networks) -> None:
     if networks.filter is not None:
-        run.put(keys.FILTER, save_classifier(networks.filter))
+        run.put(keys.FILTER, save_classifier(networks.filter, {"trained_on": networks.trained_on}))
 
 
 # ---- the samples ----
@@ -225,11 +256,33 @@ def sample_counts(test: np.ndarray, train: np.ndarray, samples: int) -> tuple[np
     return prior, np.where(present, np.maximum(prior, least), 0)
 
 
-def generate_samples(draw: Draw, counts: np.ndarray, seed: int) -> Rows:
-    """`counts[c]` images of each class c, class by class; apart from those that will be published."""
+@dataclass(frozen=True)
+class Samples:
+    """Generated images as the networks see them. The images themselves aren't kept: their seeds make them again."""
+
+    seen: Seen
+    logits: Tensor | None                            # the judge's, float32 (n, classes)
+    latents: np.ndarray                              # int64 (n,)
+
+    @property
+    def labels(self) -> Tensor:
+        """Asked for, int64 (n,)."""
+        return self.seen.labels
+
+
+def look_at_samples(draw: Draw, counts: np.ndarray, networks: Networks, seed: int) -> Samples:
+    """`counts[c]` images of each class c, class by class; other ones than those that will be published."""
     labels = np.repeat(np.arange(len(counts)), counts)
     latents = np.concatenate([row_seeds(derive(seed, "evaluate"), c, 0, int(n)) for c, n in enumerate(counts)])
-    return Rows(draw(labels, latents), torch.from_numpy(labels))
+    features, logits = [], []
+    for first in range(0, len(labels), CHUNK):
+        part = slice(first, first + CHUNK)
+        images = draw(labels[part], latents[part])
+        features.append(embed(networks.extractor, images)[0])
+        if networks.judge is not None:
+            logits.append(predict(networks.judge, images))
+    seen = Seen(torch.cat(features), torch.from_numpy(labels))
+    return Samples(seen, torch.cat(logits) if logits else None, latents)
 
 
 def _first_of_each(labels: Tensor, counts: np.ndarray) -> Tensor:
@@ -258,17 +311,17 @@ def _measure(
     classes = len(snapshot.classes)
     prior, counts = sample_counts(splits.test.counts(classes), splits.train.counts(classes), config.evaluate.samples)
     progress.note(f"generating {counts.sum():,} samples")
-    samples = generate_samples(draw, counts, config.seed)
-    train, val, test, made = (Seen(embed(networks.extractor, rows.images)[0], rows.labels)
-                              for rows in (splits.train, splits.val, splits.test, samples))
-    as_prior = _first_of_each(samples.labels, prior)
+    samples = look_at_samples(draw, counts, networks, config.seed)
+    train, val, test = (Seen(embed(networks.extractor, rows.images)[0], rows.labels)
+                        for rows in (splits.train, splits.val, splits.test))
+    made, as_prior = samples.seen, _first_of_each(samples.labels, prior)
     held_out, overall = _thinned(test, MOST_REAL), made.take(as_prior)
     real = _real_figures(held_out, val, notes)
     whole = _manifold(held_out.features, overall.features)
     per_class = coverage_per_class(held_out, made, snapshot.classes, notes)
     spread = diversity(*_for_diversity(splits, train, val, test), made.features, made.labels)
     memory = memorisation(train.features, _thinned(test, 2000).features, overall.features, pairs=PAIRS)
-    run.put(keys.NEAREST, nearest_pairs(samples.images[as_prior], splits.train.images, memory))
+    run.put(keys.NEAREST, nearest_pairs(draw, samples, torch.nonzero(as_prior)[:, 0], splits.train.images, memory))
     judged = _judge(networks.judge, splits, samples, as_prior, snapshot.classes, notes)
     _note_what_must_be_known(config, snapshot, networks, prior, counts, memory, notes)
     return Scorecard(
@@ -346,15 +399,15 @@ def _for_diversity(splits: Splits, train: Seen, val: Seen, test: Seen) -> tuple[
 
 
 def _judge(
-    judge: Classifier | None, splits: Splits, samples: Rows, as_prior: Tensor, classes: tuple[str, ...],
+    judge: Classifier | None, splits: Splits, samples: Samples, as_prior: Tensor, classes: tuple[str, ...],
     notes: list[str],
 ) -> dict[str, Any]:
     """The judge's figures, by the scorecard's names."""
-    if judge is None:
+    logits = samples.logits
+    if judge is None or logits is None:
         notes.append("One class only: nobody can disagree about labels, and features are those of a random network.")
         present = {classes[int(c)]: 1.0 for c in torch.unique(samples.labels)}
         return {"agreement": 1.0, "agreement_per_class": present, "judge_accuracy": 1.0, "inception_like": None}
-    logits = predict(judge, samples.images)
     _, per_class = agreement(logits, samples.labels)
     reached = balanced_accuracy(predict(judge, splits.test.images), splits.test.labels) if len(splits.test) else 0.0
     if reached < 0.8:
@@ -366,9 +419,15 @@ def _judge(
     }
 
 
-def nearest_pairs(generated: Tensor, train: Tensor, memory: Memorisation) -> bytes:
-    """PNG of the nearest pairs, nearest first: a generated image, then its training image, five pairs a row."""
-    pictures = [image for i, row, _ in memory.pairs for image in (generated[i], train[row])]
+def nearest_pairs(draw: Draw, samples: Samples, rows: Tensor, train: Tensor, memory: Memorisation) -> bytes:
+    """PNG of the nearest pairs, nearest first: a generated image, then its training image, five pairs a row.
+
+    Args:
+        rows: numbers of the samples that `memory` compared, int64 (m,).
+    """
+    chosen = rows[[i for i, _, _ in memory.pairs]].numpy()
+    generated = draw(samples.labels.numpy()[chosen], samples.latents[chosen])
+    pictures = [image for one, (_, row, _) in zip(generated, memory.pairs) for image in (one, train[row])]
     return tile_grid(torch.stack(pictures).numpy(), columns=10)
 
 

@@ -6,6 +6,7 @@ tried again, each shard at most three times; the others finish meanwhile.
 """
 
 import functools
+import hashlib
 import re
 import time
 from collections import deque
@@ -30,12 +31,14 @@ from pipeline.mint import Generate, Mint, MintJob, RowFilter, load_gan
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, ShardSpec, Snapshot
-from pipeline.store import Store
+from pipeline.store import Store, compact_json
 
 MAX_TRIES = 3                                        # of one shard
 POLL_S = 0.2                                         # a wait on Ray can't be interrupted by a cancellation
 START_TIMEOUT_S = 180.0                              # no worker at all for so long, and the stage gives up
 READERS = 16                                         # receipts read at a time
+BUNDLE_RECEIPTS = 500                                # copied into one object …
+BUNDLE_BYTES = 8 * 2**20                             # … or fewer, when they list many files
 
 
 def sample(
@@ -77,7 +80,7 @@ def sample(
         inside = in_process(config, run, dataset)
         pool: Pool = ThreadPool(job, min(config.sample.workers, local_cpus())) if inside else RayPool(job, config)
         try:
-            done.update(_drive(pool, missing, tally))
+            done.update(_drive(pool, missing, tally, _Bundler(run)))
         finally:
             pool.close()
     return [done[index] for index in sorted(done)]
@@ -100,8 +103,7 @@ def finished(
     if not listed:
         return {}
     sizes = {info.key: info.size for info in version.list(keys.DATA)}
-    with ThreadPoolExecutor(READERS) as threads:
-        read = dict(zip((info.key for info in listed), threads.map(lambda info: _read(run, info.key), listed)))
+    read, bundle_of = _read_all(run, {info.key for info in listed})
     done: dict[int, Receipt] = {}
     for spec in plan:
         key = keys.receipt(spec.index)
@@ -111,12 +113,45 @@ def finished(
         if receipt is not None and _fits(receipt, spec, seed, classes) and not _damaged(receipt, sizes):
             done[spec.index] = receipt
             continue
-        run.delete(key)
+        _withdraw(run, key, bundle_of)
         for bad in _damaged(receipt, sizes) if receipt is not None else ():
             version.delete(bad)
     for key in read:                                     # of no shard in this plan
-        run.delete(key)
+        _withdraw(run, key, bundle_of)
     return done
+
+
+def _read_all(run: Store, listed: set[str]) -> tuple[dict[str, Receipt | None], dict[str, str]]:
+    """Receipts by key, None where one can't be read, and the bundle that each was found in, if it was.
+
+    A copy in a bundle counts as long as its receipt is listed.
+    """
+    bundles = [info.key for info in run.list(keys.RECEIPT_BUNDLES)]
+    read: dict[str, Receipt | None] = {}
+    bundle_of: dict[str, str] = {}
+    with ThreadPoolExecutor(READERS) as threads:
+        for bundle, copies in zip(bundles, threads.map(lambda key: _read_bundle(run, key), bundles)):
+            for receipt in copies:
+                key = keys.receipt(receipt.index)
+                if key in listed:
+                    read[key], bundle_of[key] = receipt, bundle
+        single = sorted(listed - read.keys())
+        read.update(zip(single, threads.map(lambda key: _read(run, key), single)))
+    return read, bundle_of
+
+
+def _withdraw(run: Store, key: str, bundle_of: Mapping[str, str]) -> None:
+    """Takes a receipt back, the bundle with its copy first."""
+    if key in bundle_of:
+        run.delete(bundle_of[key])
+    run.delete(key)
+
+
+def _read_bundle(run: Store, key: str) -> list[Receipt]:
+    try:
+        return [Receipt.from_json(content) for content in run.get_json(key)]
+    except (StoreError, TypeError, KeyError, AttributeError):    # a copy only: the receipts themselves are read then
+        return []
 
 
 def _read(run: Store, key: str) -> Receipt | None:
@@ -178,6 +213,24 @@ class Pool(Protocol):
         """Ends all workers, in the middle of a shard too."""
 
 
+class _Bundler:
+    """Copies receipts as they come, hundreds into one object, so that a resume need not read each by itself."""
+
+    def __init__(self, run: Store):
+        self._run = run
+        self._pending: list[bytes] = []
+        self._bytes = 0
+
+    def add(self, receipt: Receipt) -> None:
+        """Keeps a copy and puts the bundle when it is full."""
+        self._pending.append(compact_json(vars(receipt)))
+        self._bytes += len(self._pending[-1])
+        if len(self._pending) >= BUNDLE_RECEIPTS or self._bytes >= BUNDLE_BYTES:
+            data = b"[" + b",".join(self._pending) + b"]"
+            self._run.put(keys.receipt_bundle(hashlib.sha256(data).hexdigest()), data)
+            self._pending, self._bytes = [], 0
+
+
 @dataclass
 class _Tally:
     progress: Progress
@@ -199,7 +252,9 @@ class _Tally:
         self.progress.update(self.rows, self.all_rows, images_per_s=round(rate), shards=shards)
 
 
-def _drive(pool: Pool, missing: Iterable[ShardSpec], tally: _Tally) -> dict[int, Receipt]:
+def _drive(
+    pool: Pool, missing: Iterable[ShardSpec], tally: _Tally, bundler: _Bundler
+) -> dict[int, Receipt]:
     """Keeps the pool busy until every shard has its receipt or has failed for good. Holds only what is in flight."""
     todo: Iterator[Task] = (Task(spec) for spec in missing)
     again: deque[Task] = deque()
@@ -218,6 +273,7 @@ def _drive(pool: Pool, missing: Iterable[ShardSpec], tally: _Tally) -> dict[int,
             if isinstance(outcome, Receipt):
                 made[task.spec.index] = outcome
                 tally.add(outcome)
+                bundler.add(outcome)
             elif outcome.error is not None:
                 raise outcome.error(outcome.reason)
             else:

@@ -34,6 +34,7 @@ LIFT = "evaluation/lift.json"
 LIFT_ROWS = "evaluation/lift"
 PLAN = "plan.json"
 RECEIPTS = "receipts"
+RECEIPT_BUNDLES = "receipt-bundles"
 METADATA_PARTS = "metadata"
 PUBLISHED = "published.json"
 
@@ -92,6 +93,11 @@ def lift_row(trial: str) -> str:
 def receipt(index: int) -> str:
     """Receipt of a shard, in a run's folder."""
     return f"{RECEIPTS}/{index:05d}.json"
+
+
+def receipt_bundle(sha256: str) -> str:
+    """Copies of many receipts in one object, in a run's folder."""
+    return f"{RECEIPT_BUNDLES}/{sha256[:16]}.json"
 
 
 def metadata_part(index: int) -> str:

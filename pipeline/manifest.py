@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.errors import CorruptShard, MissingObject, StoreError
 from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict
 from pipeline.redaction import public_url
-from pipeline.store import Store, json_bytes
+from pipeline.store import Store, compact_json, json_bytes
 
 FORMAT_VERSION = 1
 MAX_BYTES = 50 * 2**20                               # of one file; a longer list of shards is split into parts
@@ -106,7 +106,7 @@ def split(manifest: dict[str, Any], max_bytes: int = MAX_BYTES) -> tuple[bytes, 
     shards = manifest["shards"]
     count = -(-2 * len(whole) // max_bytes)
     step = -(-len(shards) // count)
-    parts = {keys.manifest_part(i): json_bytes({"shards": shards[i * step:(i + 1) * step]})
+    parts = {keys.manifest_part(i): compact_json({"shards": shards[i * step:(i + 1) * step]})
              for i in range(-(-len(shards) // step))}
     listed = [{"key": key, "shards": min(step, len(shards) - i * step), "bytes": len(data),
                "sha256": hashlib.sha256(data).hexdigest()} for i, (key, data) in enumerate(parts.items())]

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,11 +17,10 @@ import numpy as np
 from pipeline import keys, seeds
 from pipeline.errors import CorruptShard, SamplingFailed
 from pipeline.records import Receipt, ShardSpec
-from pipeline.shards import EncodedShard, ShardObject, ShardRows, encode
-from pipeline.store import Store, json_bytes
+from pipeline.shards import EncodedShard, ShardRows, encode
+from pipeline.store import Store, compact_json
 
 MAX_DRAWS = 50                                       # of one row, before its class is given up
-PUT_THREADS = 16                                     # of a `png` shard's files
 
 Generate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Labels int64 (n,), latent seeds int64 (n,) → images uint8 (n, C, H, W); row i follows from its label and seed."""
@@ -84,7 +82,7 @@ class Mint:
         if encoded.metadata:
             self._job.run.put(keys.metadata_part(spec.index), encoded.metadata)
         receipt = self._receipt(spec, rows, encoded, stored, rejects, time.monotonic() - started)
-        if self._job.run.put_if_absent(keys.receipt(spec.index), json_bytes(receipt.to_json())):
+        if self._job.run.put_if_absent(keys.receipt(spec.index), compact_json(vars(receipt))):
             return receipt
         return Receipt.from_json(self._job.run.get_json(keys.receipt(spec.index)))
 
@@ -173,14 +171,9 @@ class Mint:
             only = encoded.objects[0]
             self._job.version.put(only.key, only.data)
             return [_facts(only.key, only.data)]
-        with ThreadPoolExecutor(PUT_THREADS) as threads:
-            return list(threads.map(self._put_file, encoded.objects))
-
-    def _put_file(self, file: ShardObject) -> dict[str, Any]:
-        """Puts a file whose key does not hold its hash: what an earlier try left there is kept and counts."""
-        if self._job.version.put_if_absent(file.key, file.data):
-            return _facts(file.key, file.data)
-        return _facts(file.key, self._job.version.get(file.key))
+        # A file's key does not hold its hash, so what an earlier try left there, maybe on other hardware, counts.
+        there = self._job.version.put_all_if_absent([(file.key, file.data) for file in encoded.objects])
+        return [_facts(file.key, data) for file, data in zip(encoded.objects, there)]
 
 
 def load_gan(data: bytes, device: str = "cpu") -> Generate:

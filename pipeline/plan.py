@@ -273,6 +273,7 @@ def was_published(dataset: Store, version: str) -> bool:
 def withdraw(run: Store, dataset: Store, version: str) -> None:
     """Forgets a plan that can't be published any more, with the receipts and shards made for it. Visible to nobody."""
     run.delete(keys.PLAN)
+    run.delete_prefix(keys.RECEIPT_BUNDLES)
     run.delete_prefix(keys.RECEIPTS)
     run.delete_prefix(keys.METADATA_PARTS)
     dataset.delete_prefix(keys.version(version))

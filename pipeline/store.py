@@ -7,6 +7,7 @@ reply that was lost is read back, and every other fault leaves as one `StoreErro
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -17,10 +18,11 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import fsspec
 from fsspec.asyn import sync
@@ -32,6 +34,9 @@ from fsspec.utils import get_protocol
 from pipeline import faults
 from pipeline.errors import StoreError
 
+PUTS_AT_A_TIME = 16
+SYNC_TOGETHER = 32                                   # from so many files on, the whole file system is synced instead
+FILES_AT_A_TIME = 500                                # held open; a process may have 1,024
 MAX_TRIES = 6
 BACKOFF_S = 0.2                                      # doubled each time up to the next line, times 0.5 … 1 by chance
 MAX_BACKOFF_S = 5.0
@@ -179,6 +184,19 @@ class Store:
         """
         return self._conditional_put(key, data, None)
 
+    def put_all_if_absent(self, objects: Sequence[tuple[str, bytes]]) -> Sequence[bytes]:
+        """Puts each object unless there is one under its key; what lies there now, in the same order.
+
+        Much faster than one after the other: 16 requests at a time, or on a local disk one `fsync` of each folder.
+        """
+        if self.is_local and self._conditional:
+            paths = [(f"{self._root}/{_checked(key)}", data) for key, data in objects]
+            made = self._call("write", "", lambda b, path: cast(_Local, b).create_all(paths))
+        else:
+            with ThreadPoolExecutor(PUTS_AT_A_TIME) as threads:
+                made = list(threads.map(lambda o: self.put_if_absent(*o), objects))
+        return [data if new else self.get(key) for new, (key, data) in zip(made, objects)]
+
     def swap(self, key: str, data: bytes, token: str | None) -> bool:
         """Puts `data` if the object still is at `token` (None: absent). False: it isn't, and other bytes lie there."""
         return self._conditional_put(key, data, token)
@@ -306,6 +324,11 @@ def json_bytes(value: Any) -> bytes:
         return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
+def compact_json(value: Any) -> bytes:
+    """As `json_bytes`, on one line: ten times as fast, for what machines alone read by the thousand."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
 def open_filesystem(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of a source's URL and the path in it. Read inside `clear_errors`.
 
@@ -420,16 +443,55 @@ class _Local:
         if os.path.lexists(path):
             raise FileExistsError(path)
         with self._staged(path, data) as temporary:
-            try:
-                os.link(temporary, path)             # fails when the name is taken: the one exclusive call
-            except OSError as e:
-                if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                    raise
-                with self._locked(path):             # a file system without hard links
-                    if os.path.lexists(path):
-                        raise FileExistsError(path) from None
-                    temporary.replace(path)
+            if not self._link(str(temporary), path):
+                raise FileExistsError(path)
         self._sync_folder(path)
+
+    def _link(self, temporary: str, path: str) -> bool:
+        """Gives a file its final name; False when that is taken."""
+        try:
+            os.link(temporary, path)                 # the one exclusive call
+        except FileExistsError:
+            return False
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            with self._locked(path):                 # a file system without hard links
+                if os.path.lexists(path):
+                    return False
+                Path(temporary).replace(path)
+        return True
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> Sequence[bool]:
+        """`create` for many, False where there was one; each folder goes to disk once."""
+        groups = (objects[i:i + FILES_AT_A_TIME] for i in range(0, len(objects), FILES_AT_A_TIME))
+        made = [new for group in groups for new in self._create_some(group)]
+        for folder in {os.path.split(path)[0] for path, _ in objects}:
+            self._sync_folder(f"{folder}/")
+        return made
+
+    def _create_some(self, objects: Sequence[tuple[str, bytes]]) -> Sequence[bool]:
+        for folder in {os.path.split(path)[0] for path, _ in objects}:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        staged = []
+        made = []
+        try:
+            for path, data in objects:
+                temporary = self._temporary(path)
+                file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                staged.append((temporary, file))
+                written = os.write(file, data)
+                while written < len(data):
+                    written += os.write(file, data[written:])
+            _to_disk([file for _, file in staged])
+            for (path, _), (temporary, _) in zip(objects, staged):
+                made.append(self._link(temporary, path))
+        finally:
+            for temporary, file in staged:
+                os.close(file)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)  # noqa: PTH108  a Path a file costs as much as the call
+        return made
 
     def swap(self, path: str, data: bytes, token: str) -> None:
         with self._staged(path, data) as temporary, self._locked(path):
@@ -470,8 +532,7 @@ class _Local:
     @contextlib.contextmanager
     def _staged(self, path: str, data: bytes) -> Iterator[Path]:
         """A temporary file beside `path` that holds `data`, on disk; gone afterwards if not renamed."""
-        final = Path(path)
-        temporary = final.parent / f".{final.name[:100]}.{uuid.uuid4().hex}{_TEMPORARY}"
+        temporary = Path(self._temporary(path))
         try:
             with self._opened(temporary) as file:
                 file.write(data)
@@ -480,6 +541,11 @@ class _Local:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def _temporary(path: str) -> str:
+        folder, name = os.path.split(path)
+        return f"{folder}/.{name[:40]}.{uuid.uuid4().hex}{_TEMPORARY}"
 
     @staticmethod
     def _opened(path: Path) -> BinaryIO:
@@ -492,7 +558,7 @@ class _Local:
     @staticmethod
     def _sync_folder(path: str) -> None:
         """The new name itself on disk, so that no receipt outlives its shard when the power fails."""
-        descriptor = os.open(Path(path).parent, os.O_RDONLY)
+        descriptor = os.open(os.path.split(path)[0], os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -514,6 +580,20 @@ class _Local:
             yield
         finally:
             os.close(descriptor)
+
+
+def _to_disk(files: Sequence[int]) -> None:
+    """What was written to these descriptors, all on one file system, is on disk: many at once by `syncfs` on Linux.
+
+    A thousand times `fsync` took 0.3 s on an idle disk and 3 s on a busy one, one `syncfs` 0.07 s.
+    """
+    synced = -1
+    if len(files) >= SYNC_TOGETHER:
+        with contextlib.suppress(AttributeError):    # no Linux
+            synced = ctypes.CDLL(None, use_errno=True).syncfs(files[0])
+    if synced != 0:
+        for file in files:
+            os.fsync(file)
 
 
 class _Memory:

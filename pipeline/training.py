@@ -24,7 +24,7 @@ from pipeline.records import Checkpoint, Snapshot
 from pipeline.store import Store
 
 KEEP_CHECKPOINTS = 2
-METRICS_EVERY_S = 10.0
+METRICS_EVERY_S = 5.0
 POLL_S = 0.3
 STOP_GRACE_S = 60.0
 

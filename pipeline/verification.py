@@ -55,7 +55,7 @@ def verify(
         _check_rows(content, seen, {entry["key"] for entry in entries}, folder)
     summary = {"version": content["version"], "rows": content["rows"], "rows_per_class": content["rows_per_class"],
                "shards": len(entries), "bytes": content["bytes"], "deep": deep}
-    return {**summary, **_unreferenced(dataset)} if orphans else summary
+    return {**summary, **unreferenced(dataset)} if orphans else summary
 
 
 def _opened(dataset: Store, name: str | None) -> tuple[Store, dict[str, Any]]:
@@ -192,8 +192,14 @@ def _check_rows(content: Mapping[str, Any], seen: set[str], listed: set[str], fo
                 raise CorruptShard(f"row {uid} of class {name!r} is not in {folder.where()}")
 
 
-def _unreferenced(dataset: Store) -> dict[str, Any]:
-    """What lies under `versions/` and no published manifest names. A version after the latest may be in the making."""
+def unreferenced(dataset: Store) -> dict[str, list[str]]:
+    """What lies under `versions/` and no manifest of a published version names.
+
+    Returns:
+        orphans: keys of objects that nothing can refer to any more.
+        unpublished: versions that may still be in the making, or whose manifest is there though no chain leads to it
+            (a manifest between was lost): their objects are no orphans.
+    """
     referenced: set[str] = set()
     published: set[str] = set()
     for content in manifest.history(dataset):
@@ -203,12 +209,9 @@ def _unreferenced(dataset: Store) -> dict[str, Any]:
                  *(part["key"] for part in content.get("parts", ())),
                  *(entry["key"] for entry in manifest.shards(content, dataset.child(folder)))]
         referenced.update(f"{folder}/{key}" for key in named)
+    listed = [info.key for info in dataset.list(keys.VERSIONS)]
     latest = max(published, default="")
-    orphans, unpublished = [], set()
-    for info in dataset.list(keys.VERSIONS):
-        version = info.key.split("/")[1]
-        if version not in published and version > latest:
-            unpublished.add(version)
-        elif info.key not in referenced:
-            orphans.append(info.key)
+    kept = {key.split("/")[1] for key in listed if key.split("/")[1] > latest or key.endswith(f"/{keys.MANIFEST}")}
+    unpublished = kept - published
+    orphans = [key for key in listed if key not in referenced and key.split("/")[1] not in unpublished]
     return {"orphans": orphans, "unpublished": sorted(unpublished)}

@@ -1,8 +1,9 @@
 """Memorisation: are generated images nearer to the training images than unseen real images are?
 
-Distances to the nearest training row, of generated and of held-out real rows, in one feature space. A row is *too near*
-when it undercuts what practically no held-out row undercuts; it is *authentic* (Alaa et al. 2022) when it is farther
-from its nearest training row than that row is from the rest of the training set.
+Distances to the nearest training row, of generated and of held-out real rows, in one feature space, relative to how
+thickly training rows lie there (a plain class lies thicker than a varied one). A row is *too near* when it undercuts
+what practically no held-out row undercuts; it is *authentic* (Alaa et al. 2022) when it is farther from its nearest
+training row than that row is from the rest of the training set.
 """
 
 import math
@@ -13,17 +14,19 @@ from torch import Tensor
 
 from gan.metrics.distances import nearest
 
+NEIGHBOURS = 5
+
 
 @dataclass(frozen=True)
 class Memorisation:
-    """What the distances say. Distances are Euclidean, in the units of the features."""
+    """What the distances say. Relative: over the mean distance of that training row to its five nearest."""
 
     too_near: float                                  # share of generated rows under `threshold`
-    threshold: float
+    threshold: float                                 # relative distance
     authentic: float                                 # share of generated rows that are authentic
     authentic_held_out: float                        # the same of held-out real rows: what to expect of new images
     median_ratio: float                              # median distance, generated / held-out: 1 is as far as new images
-    pairs: tuple[tuple[int, int, float], ...]        # nearest first: (generated row, training row, distance)
+    pairs: tuple[tuple[int, int, float], ...]        # nearest first: (generated row, training row, relative distance)
 
 
 def memorisation(
@@ -43,19 +46,28 @@ def memorisation(
         raise ValueError(f"{counts}: need 2, 1, 1")
     held, held_row = (t[:, 0] for t in nearest(held_out, train))
     made, made_row = (t[:, 0] for t in nearest(generated, train))
-    met = torch.cat([held_row, made_row]).unique()   # of all others the distance within the training set isn't needed
-    own = torch.full((len(train),), torch.nan, dtype=train.dtype)
-    own[met] = nearest(train[met], train, 2)[0][:, 1]
-    threshold = float(held.sort().values[lower_rank(len(held), quantile)])
-    order = made.argsort(stable=True)[:pairs].tolist()
+    own, thickness = _surroundings(train, torch.cat([held_row, made_row]).unique())
+    held_relative, relative = held / thickness[held_row], made / thickness[made_row]
+    threshold = float(held_relative.sort().values[lower_rank(len(held), quantile)])
+    order = relative.argsort(stable=True)[:pairs].tolist()
     return Memorisation(
-        too_near=float((made < threshold).double().mean()),
+        too_near=float((relative < threshold).double().mean()),
         threshold=threshold,
         authentic=float((made > own[made_row]).double().mean()),
         authentic_held_out=float((held > own[held_row]).double().mean()),
         median_ratio=float(made.median() / held.median().clamp_min(1e-12)),
-        pairs=tuple((i, int(made_row[i]), float(made[i])) for i in order),
+        pairs=tuple((i, int(made_row[i]), float(relative[i])) for i in order),
     )
+
+
+def _surroundings(train: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest and mean distance to the five nearest other training rows; NaN but at `rows`."""
+    near = nearest(train[rows], train, min(NEIGHBOURS, len(train) - 1) + 1)[0][:, 1:]     # the first is the row itself
+    own, thickness = torch.full((2, len(train)), torch.nan, dtype=train.dtype)
+    own[rows] = near[:, 0]
+    mean = near.mean(dim=1)
+    thickness[rows] = mean.clamp_min(0.05 * float(mean.median())).clamp_min(1e-12)      # rows among their own doubles
+    return own, thickness
 
 
 def lower_rank(n: int, quantile: float) -> int:

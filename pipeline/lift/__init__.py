@@ -5,6 +5,7 @@
     trial       one arm, one seed, one classifier
     laboratory  all trials side by side, resumable row by row; the choice on val
     statistics  intervals, p-values, scores
+    remote      the trials as Ray tasks, on a cluster of more than this machine
     verdict     the figure and its sentence
 """
 
@@ -16,8 +17,9 @@ from gan.classifier import Classifier
 from pipeline.cluster import local_cpus
 from pipeline.config import LiftConfig
 from pipeline.lift import arms
-from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, best, grouped, mean
+from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, best, grouped, mean, on_threads
 from pipeline.lift.pool import NO_FILTER, Draw, Filter, FilterModel, Keep, Rows
+from pipeline.lift.remote import cluster_is_larger, on_ray
 from pipeline.lift.trial import Bench, Mix, Schedule
 from pipeline.lift.verdict import judged, unjudged
 from pipeline.progress import Progress
@@ -25,7 +27,7 @@ from pipeline.records import LiftFigure
 from pipeline.seeds import derive
 from pipeline.store import Store
 
-__all__ = ["Bench", "Draw", "Keep", "Rows", "Schedule", "measure_lift"]
+__all__ = ["Bench", "Draw", "Keep", "Replicate", "Rows", "Schedule", "compare", "filter_model", "measure_lift"]
 
 SIGMAS_OVER_CHANCE = 3.0
 FILTER = Filter(min_confidence=0.5, max_distance=0.95)
@@ -51,21 +53,34 @@ def measure_lift(
     Returns:
         The figure. Without seeds, and its sentence saying why, where nothing can be judged.
     """
+    judge = filter_model(model, bench) if model is not None and why_not(bench) is None else None
+    replicates = [Replicate(number, derive(seed, "lift", number), bench, draw, judge) for number in range(config.seeds)]
+    return compare(config, replicates, progress, RowBook(run, inputs) if run is not None else None, workers)
+
+
+def filter_model(model: Classifier, bench: Bench) -> FilterModel:
+    """The filter's model on a bench: centroids from train, the scale of distances from val."""
+    return FilterModel(model, bench.train, bench.val, len(bench.classes))
+
+
+def compare(
+    config: LiftConfig, replicates: Sequence[Replicate], progress: Progress, book: RowBook | None = None,
+    workers: int | None = None,
+) -> LiftFigure:
+    """As `measure_lift`, over replicates that may each have a split and a generator of their own."""
     began = time.perf_counter()
-    reason = why_not(bench)
+    reason = next((reason for r in replicates if (reason := why_not(r.bench)) is not None), None)
     if reason is not None:
         return unjudged(reason, config.ratios)
-    judge = FilterModel(model, bench.train, bench.val, len(bench.classes)) if model is not None else None
-    replicates = [Replicate(number, derive(seed, "lift", number), bench, draw, judge) for number in range(config.seeds)]
-    book = RowBook(run, inputs) if run is not None else None
-    laboratory = Laboratory(replicates, book, progress, workers or local_cpus())
+    runner = on_ray if workers is None and cluster_is_larger() else on_threads(workers or local_cpus())
+    laboratory = Laboratory(replicates, book, progress, runner)
     trial = _all_arms if config.arms == "all" else _quick_arms
-    return trial(laboratory, config, bench, began)
+    return trial(laboratory, config, replicates[0].bench, began)
 
 
 def _quick_arms(laboratory: Laboratory, config: LiftConfig, bench: Bench, began: float) -> LiftFigure:
     with_synthetic = [(arms.with_synthesis(arms.BALANCED), Mix(ratio)) for ratio in config.ratios]
-    rows = laboratory.conduct([(arms.BALANCED, Mix()), *with_synthetic], config.seeds * (1 + len(with_synthetic)))
+    rows = laboratory.conduct([(arms.BALANCED, Mix()), *with_synthetic], len(laboratory.replicates) * (1 + len(with_synthetic)))
     baseline, *rest = grouped(rows)
     return _figure(baseline, best(rest), rows, bench, config.ratios, began)
 
@@ -76,7 +91,7 @@ def _all_arms(laboratory: Laboratory, config: LiftConfig, bench: Bench, began: f
     without = [(arm, smote if arm.added else Mix()) for arm in arms.WITHOUT_SYNTHESIS]
     filters = (NO_FILTER, FILTER) if laboratory.can_filter else (NO_FILTER,)
     mixes = [Mix(ratio, filter=wanted) for wanted in filters for ratio in config.ratios]
-    expected = config.seeds * (len(without) + len(config.ratios) * (2 * len(filters)) + 4)
+    expected = len(laboratory.replicates) * (len(without) + len(config.ratios) * (2 * len(filters)) + 4)
     plain = grouped(laboratory.conduct(without, expected))
     baseline = best(plain)
     assert baseline is not None                      # arms without a filter can always be made

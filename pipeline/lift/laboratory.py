@@ -1,7 +1,7 @@
 """The laboratory: runs trials side by side, keeps each finished row in the run folder, and chooses on val."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,13 @@ class Replicate:
     model: FilterModel | None = None                 # None: no arm can filter
     pools: dict[str, SyntheticPool] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: not the lock, and no images that can be drawn again."""
+        return {**self.__dict__, "pools": {}, "lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.Lock())
 
     def added(self, arm: Arm, mix: Mix) -> Rows | None:
         """The rows that `arm` adds at `mix`, the scarcest classes filled first; None for none.
@@ -111,13 +118,27 @@ class RowBook:
         self._run.put_json(keys.lift_row(trial.name), {"inputs": self._inputs, "row": row})
 
 
+Runner = Callable[[Sequence[Trial], dict[int, Replicate]], Iterator[tuple[int, Row]]]
+"""Runs trials on replicates (by number); yields (number of the trial, row) as they finish."""
+
+
+def on_threads(workers: int) -> Runner:
+    """Trials in this process, `workers` at a time."""
+
+    def run(trials: Sequence[Trial], replicates: dict[int, Replicate]) -> Iterator[tuple[int, Row]]:
+        jobs = [lambda stop, trial=trial: run_one(replicates[trial.replicate], trial, stop) for trial in trials]
+        return side_by_side(jobs, workers)
+
+    return run
+
+
 class Laboratory:
     """Runs trials. Rows come back in the order asked, from the book where they are finished."""
 
-    def __init__(self, replicates: Sequence[Replicate], book: RowBook | None, progress: Progress, workers: int) -> None:
+    def __init__(self, replicates: Sequence[Replicate], book: RowBook | None, progress: Progress, runner: Runner) -> None:
         self.replicates = {r.number: r for r in replicates}
         self.rows: list[Row] = []
-        self._book, self._progress, self._workers = book, progress, workers
+        self._book, self._progress, self._runner = book, progress, runner
 
     @property
     def can_filter(self) -> bool:
@@ -133,9 +154,8 @@ class Laboratory:
         trials = [Trial(arm, mix, number) for arm, mix in arms for number in self.replicates]
         found = {trial: self._book.read(trial) if self._book else None for trial in trials}
         missing = [trial for trial, row in found.items() if row is None]
-        jobs = [lambda stop, trial=trial: self._run(trial, stop) for trial in missing]
         done = len(self.rows) + len(trials) - len(missing)
-        for number, row in side_by_side(jobs, self._workers):
+        for number, row in self._runner(missing, self.replicates) if missing else ():
             trial = missing[number]
             found[trial] = row
             if self._book:
@@ -146,18 +166,19 @@ class Laboratory:
         self.rows += rows
         return rows
 
-    def _run(self, trial: Trial, stop: Stop) -> Row:
-        replicate, mix = self.replicates[trial.replicate], trial.mix
-        head: Row = {
-            "arm": trial.arm.name, "title": trial.arm.title, "ratio": mix.ratio, "weight": mix.weight,
-            "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "seed": trial.replicate,
-        }
-        try:
-            added = replicate.added(trial.arm, mix)
-        except CannotFill as e:
-            name = replicate.bench.classes[e.label]
-            return {**head, "cannot": f"class {name!r}: {e.kept} of {e.drawn} draws passed the filter"}
-        return {**head, **_keyed(run_trial(trial.arm, mix, replicate.bench, added, replicate.seed, stop))}
+def run_one(replicate: Replicate, trial: Trial, stop: Stop | None = None) -> Row:
+    """One trial on its replicate."""
+    mix = trial.mix
+    head: Row = {
+        "arm": trial.arm.name, "title": trial.arm.title, "ratio": mix.ratio, "weight": mix.weight,
+        "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "seed": trial.replicate,
+    }
+    try:
+        added = replicate.added(trial.arm, mix)
+    except CannotFill as e:
+        name = replicate.bench.classes[e.label]
+        return {**head, "cannot": f"class {name!r}: {e.kept} of {e.drawn} draws passed the filter"}
+    return {**head, **_keyed(run_trial(trial.arm, mix, replicate.bench, added, replicate.seed, stop))}
 
 
 def _keyed(result: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def sentence(
     differences: Sequence[float], interval: tuple[float, float], ratio: float, chosen_ratio: float, title: str,
     loss: tuple[str, float] | None,
 ) -> str:
-    """The verdict. A win needs an interval above zero and no class whose recall falls by more than two points."""
+    """The verdict. A win needs an interval above zero, no class whose recall falls by more than two points, and that val
+    recommends synthetic images at all: where val can't tell them from none, a difference on test alone proves nothing."""
     n, lift = len(differences), sum(differences) / len(differences)
     seeds = f"{n} paired seed{'s' * (n != 1)}"
     figures = f"{_signed(lift)} points of balanced accuracy"
@@ -62,7 +63,9 @@ def sentence(
     else:
         figures += f" ({seeds}: no interval)"
     what = f"{ratio:g} synthetic images per real one beside {title} gave {figures}"
-    if interval[0] > 0 and loss is None:
+    if interval[0] > 0 and chosen_ratio == 0:
+        word = "No lift shown, since validation sees no gain"
+    elif interval[0] > 0 and loss is None:
         word = "Lift"
     elif interval[0] > 0 and loss is not None:
         word = f"No lift, since the recall of class {loss[0]!r} fell by {100 * loss[1]:.1f} points"

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import keys
-from pipeline.shards import EncodedShard, ShardObject, ShardRows, encode_png
+from pipeline.shards import EncodedShard, ShardObject, ShardRows
+from pipeline.shards.png_encoding import encode_pngs
 
 MAX_ROW_GROUP_BYTES = 100 * 2**20
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -41,7 +42,7 @@ def file_bytes(rows: ShardRows) -> bytes:
 
     PNG doesn't shrink further, so the image column is plain: no compression, no dictionary; readers then map it.
     """
-    pngs = [encode_png(image) for image in rows.images]
+    pngs = encode_pngs(rows.images)
     columns: dict[str, Any] = {
         "image": pa.StructArray.from_arrays(
             [pa.array(pngs, pa.binary()), pa.array([f"{uid}.png" for uid in rows.uids])], fields=list(_IMAGE)

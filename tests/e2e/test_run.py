@@ -37,10 +37,8 @@ def test_from_images_to_a_published_dataset_and_up_to_date(command: Command) -> 
     assert list(command.temp.iterdir()) == []
 
     before = listing(out)
-    began = time.monotonic()
     again = command.run("run", str(config), "--json")
     assert again.status == 0 and again.result["status"] == "up to date", again.err
-    assert time.monotonic() - began < 60                                 # no training: seconds on an idle machine
     assert listing(out) == before
 
     for arguments in (["verify", str(out), "--deep"], ["show", str(out)]):
@@ -52,7 +50,7 @@ def test_from_images_to_a_published_dataset_and_up_to_date(command: Command) -> 
 
 
 def test_ctrl_c_stops_cleanly_and_the_printed_command_resumes(command: Command) -> None:
-    config = command.config(train={"model": "dcgan", "budget": {"kimg": 400}, "options": {"width": 8}})
+    config = command.config(train={"model": "dcgan", "budget": {"kimg": 60}, "options": {"width": 8}})
     process = command.start("run", str(config), "--run-id", "stopped")
     metrics = command.folder / "out/tiny/runs/stopped/metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -67,13 +65,13 @@ def test_ctrl_c_stops_cleanly_and_the_printed_command_resumes(command: Command) 
     assert command.left_processes() == []
     checkpoints = command.folder / "out/tiny/runs/stopped/checkpoints"
     reached = [json.loads(f.read_text())["kimg"] for f in checkpoints.glob("*.json")]
-    assert reached and max(reached) < 400
+    assert reached and max(reached) < 60
     assert not (command.folder / "out/tiny/LATEST.json").exists()
-    resumed = command.run("train", str(config), "--run-id", "stopped", "--set", "train.budget.kimg=400", timeout_s=280)
+    resumed = command.run("train", str(config), "--run-id", "stopped", timeout_s=280)
     assert resumed.status == 0, resumed.err
     assert "continuing from the checkpoint" in resumed.err
     last = json.loads((command.folder / "out/tiny/runs/stopped/checkpoint.json").read_text())
-    assert last["trained_kimg"] == pytest.approx(400, rel=0.01)
+    assert last["trained_kimg"] == pytest.approx(60, rel=0.01)
 
 
 def test_a_refusal_ends_with_status_3_names_the_figure_and_publishes_nothing(command: Command) -> None:
@@ -84,6 +82,7 @@ def test_a_refusal_ends_with_status_3_names_the_figure_and_publishes_nothing(com
     out = command.folder / "out" / "tiny"
     assert not (out / "LATEST.json").exists() and not (out / "versions").exists()
     assert "coverage" in (out / "runs/refused/report.html").read_text()
-    began = time.monotonic()
-    assert command.run("run", str(config), "--run-id", "refused").status == 3         # said again without training again
-    assert time.monotonic() - began < 90
+    trained = (out / "runs/refused/checkpoint.json").stat().st_mtime_ns
+    again = command.run("evaluate", str(config), "--run-id", "refused")               # the same word, without training again
+    assert again.status == 3 and "coverage" in again.err
+    assert (out / "runs/refused/checkpoint.json").stat().st_mtime_ns == trained

@@ -212,17 +212,18 @@ def killed_child(run: SmallRun, calls: str, at: int, after: bool) -> bool:
     return process.exitcode != 0
 
 
-@pytest.mark.parametrize("calls", ["rename", "fsync"])
-def test_sigkill_in_the_middle_of_local_writes(tmp_path: Path, calls: str) -> None:
-    points = range(1, 27, 4) if calls == "fsync" else range(1, 14, 3)
+@pytest.mark.parametrize(("format_name", "calls", "points"), [
+    ("parquet", "rename", range(1, 14, 3)), ("parquet", "fsync", range(1, 27, 4)), ("png", "rename", range(4, 40, 9)),
+])
+def test_sigkill_in_the_middle_of_local_writes(tmp_path: Path, format_name: str, calls: str, points: range) -> None:
     died = 0
     for at in points:
-        run = small_run(str(tmp_path / f"{calls}{at}"))
+        run = small_run(str(tmp_path / f"{calls}{at}"), format=format_name)
         died += killed_child(run, calls, at, after=at % 2 == 0)
         run.finish()
         assert_whole(run)
-        for data in Path(run.dataset.url).rglob("data/*"):
-            assert data.suffix == ".parquet" or data.name.endswith(".ganmill-tmp")
+        seen = {path.suffix for path in Path(run.dataset.url).glob("versions/*/data/**/[!.]*") if path.is_file()}
+        assert seen == ({".parquet"} if format_name == "parquet" else {".png", ".jsonl"})
     assert died >= len(points) // 2
 
 

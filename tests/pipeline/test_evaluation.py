@@ -17,8 +17,9 @@ from safetensors.numpy import save
 from gan.classifier import load_classifier, predict
 from pipeline import evaluation, keys
 from pipeline.config import Config, parse_config
-from pipeline.errors import ConfigError, CorruptShard
+from pipeline.errors import ConfigError, CorruptShard, Leakage
 from pipeline.evaluation import coverage_per_class, evaluate, sample_counts
+from pipeline.gate import decide
 from pipeline.lift import Schedule
 from pipeline.progress import NullProgress
 from pipeline.records import Checkpoint, Scorecard, Snapshot
@@ -91,8 +92,15 @@ def from_rows(images: np.ndarray, labels: np.ndarray) -> Any:
 
 @pytest.fixture
 def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets what `load_gan` gives."""
-    return lambda generate: monkeypatch.setattr(evaluation, "load_gan", lambda data: generate)
+    """Sets what the checkpoint draws."""
+
+    def put(generate: Any) -> None:
+        def draw(labels: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(generate(labels, seeds)))
+
+        monkeypatch.setattr(evaluation, "_generator", lambda run, checkpoint, train: draw)
+
+    return put
 
 
 def test_unseen_real_images_score_like_real_ones(tmp_path: Path, digits: Any, generator: Any) -> None:
@@ -219,6 +227,47 @@ def test_what_cannot_be_had_is_refused(tmp_path: Path, digits: Any) -> None:
     swapped.run.put("checkpoints/x", b"others")
     with pytest.raises(CorruptShard, match="not the checkpoint"):
         swapped.evaluate()
+
+
+def real_checkpoint(case: Case, images: np.ndarray, labels: np.ndarray) -> Case:
+    """The case with an untrained generator that says it was trained on these rows."""
+    from gan import checkpoint, loop
+    from gan.networks import NetSpec
+    from gan.recipe import Recipe
+
+    state = loop.new_state(torch.from_numpy(images), torch.from_numpy(labels), NetSpec("mlp", 16, 1, 10),
+                           Recipe(total_kimg=1.0), 0, torch.device("cpu"))
+    data, meta = checkpoint.save(state)
+    case.run.put("checkpoints/x", data)
+    return dataclasses.replace(case, checkpoint=dataclasses.replace(case.checkpoint, sha256=meta["sha256"]))
+
+
+def test_an_untrained_generator_of_ours_goes_all_the_way_and_fails_the_gate(tmp_path: Path, digits: Any) -> None:
+    data, _ = split_digits(digits, train=200)
+    config = {"samples": 100, "lift": {"seeds": 1, "ratios": [0.5], "steps": 3}}
+    case = real_checkpoint(make_case(tmp_path, data, tuple("0123456789"), **config), *data["train"])
+    card = case.evaluate()
+    assert card.agreement < 0.5
+    assert not decide(case.config.gate, card).passed
+    assert case.evaluate() == card
+
+
+def test_a_generator_or_extractor_that_saw_held_out_rows_is_caught(tmp_path: Path, digits: Any, monkeypatch: Any) -> None:
+    data, _ = split_digits(digits, train=100)
+    with_test = [np.concatenate([a, b]) for a, b in zip(data["train"], data["test"])]
+    leaky = real_checkpoint(make_case(tmp_path, data, tuple("0123456789")), *with_test)
+    with pytest.raises(Leakage, match="the generator"):
+        leaky.evaluate()
+    clean = real_checkpoint(make_case(tmp_path, data, tuple("0123456789")), *data["train"])
+    honest = evaluation.train_networks
+
+    def peeking(config: Config, splits: evaluation.Splits, classes: int) -> evaluation.Networks:
+        return honest(config, dataclasses.replace(splits, train=splits.train.joined(splits.val)), classes)
+
+    monkeypatch.setattr(evaluation, "train_networks", peeking)
+    with pytest.raises(Leakage, match="the feature extractor"):
+        clean.evaluate()
+    assert not clean.run.exists(keys.SCORECARD)
 
 
 @settings(max_examples=60, deadline=None)

@@ -134,6 +134,31 @@ def test_receipts_of_no_shard_are_cleared_away() -> None:
     assert not run.folder.exists(keys.receipt(77))
 
 
+def test_a_resume_reads_bundles_instead_of_every_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "BUNDLE_RECEIPTS", 4)
+    run = small_run(str(tmp_path), rows_per_shard=1)
+    receipts = run.sample()
+    assert len(run.folder.list(keys.RECEIPT_BUNDLES)) == 6
+    read: list[str] = []
+    before = Store.get
+
+    def get(self: Store, key: str) -> bytes:
+        read.append(key)
+        return before(self, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "get", get)
+        assert run.sample() == receipts
+    assert sum(key.startswith(keys.RECEIPTS + "/") for key in read) == 2        # 26 less six bundles of four
+    folder = run.dataset.child(keys.version(run.plan()[1].version))
+    folder.delete(receipts[5].key)                       # a copy of a receipt whose shard is gone counts no more
+    run.folder.delete(keys.receipt(9))                   # nor one whose receipt is gone
+    run.folder.put(run.folder.list(keys.RECEIPT_BUNDLES)[0].key, b"{")
+    again = run.sample()
+    assert [dataclasses.replace(r, seconds=0) for r in again] == [dataclasses.replace(r, seconds=0) for r in receipts]
+    assert verify(run.publish(again).url, deep=True)["rows"] == 26
+
+
 def failing(fault: Callable[[int], None]) -> Callable[[bytes], Generate]:
     """A generator that does `fault` with the number of its call before it paints."""
     calls: list[int] = []
@@ -267,10 +292,11 @@ def files(run: SmallRun) -> dict[str, bytes]:
     return {info.key: folder.get(info.key) for info in folder.list("data")}
 
 
-def test_ray_makes_the_same_files(tmp_path: Path, ray_cluster: Any) -> None:
-    run = on_ray(str(tmp_path / "a"))
+@pytest.mark.parametrize("format_name", ["parquet", "png", "webdataset"])
+def test_ray_makes_the_same_files(tmp_path: Path, ray_cluster: Any, format_name: str) -> None:
+    run = on_ray(str(tmp_path / "a"), format=format_name)
     run.finish()
-    inline = small_run(str(tmp_path / "b"), rows_per_shard=3)
+    inline = small_run(str(tmp_path / "b"), rows_per_shard=3, format=format_name)
     inline.finish()
     assert files(run) == files(inline) and verify(run.dataset.url, deep=True)["rows"] == 26
 

@@ -1,7 +1,7 @@
 """The lift laboratory: planted effects are found, planted nonsense is not, and finished rows are kept."""
 
 import dataclasses
-import itertools
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from gan.classifier import train_classifier
 from pipeline import lift
 from pipeline.config import LiftConfig
 from pipeline.errors import Interrupted
-from pipeline.lift import Bench, Rows, Schedule, measure_lift, why_not
+from pipeline.lift import Bench, Rows, Schedule, measure_lift, remote, why_not
 from pipeline.lift.arms import AUGMENTED, BALANCED, controls, with_synthesis
-from pipeline.lift.laboratory import Laboratory, Replicate, best, grouped
+from pipeline.lift.laboratory import Laboratory, Replicate, Trial, best, grouped, on_threads
 from pipeline.lift.pool import (
     NO_FILTER,
     CannotFill,
@@ -39,7 +39,6 @@ from pipeline.store import Store
 
 torch.set_num_threads(1)
 SIDE = 8
-COUNTS = itertools.count()
 
 
 def bars(labels: Tensor, seed: int, noise: float = 60.0) -> Tensor:
@@ -160,6 +159,8 @@ def test_the_sentence_of_a_win_needs_interval_and_every_class() -> None:
     assert "p = 0.25" in win
     lost = sentence([1.0, 1.2, 0.9], (0.7, 1.4), 0.5, 0.5, "classical augmentation", ("b", 0.034))
     assert lost.startswith("No lift, since the recall of class 'b' fell by 3.4 points")
+    unseen = sentence([1.0, 1.2, 0.9], (0.7, 1.4), 0.5, 0.0, "classical augmentation", None)
+    assert unseen.startswith("No lift shown, since validation sees no gain")
     assert sentence([1.0, -1.2], (-2.0, 1.4), 0.5, 0.0, "x", None).endswith("validation recommends none.")
 
 
@@ -296,6 +297,26 @@ def test_synthetic_images_alone_means_alone() -> None:
     assert (drawn >= 2).all()
 
 
+@pytest.fixture
+def ray_with_two_cpus() -> Any:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])    # workers don't find this file
+    yield
+    ray.shutdown()
+
+
+def test_trials_on_ray_give_the_rows_that_threads_give(ray_with_two_cpus: Any) -> None:
+    data = bench([10, 4], steps=3)
+    replicates = {n: Replicate(n, n, data, oracle) for n in range(2)}
+    trials = [Trial(arm, mix, n) for arm, mix in ((BALANCED, Mix()), (with_synthesis(BALANCED), Mix(1.0))) for n in range(2)]
+    there = {number: {**row, "seconds": 0} for number, row in remote.on_ray(trials, replicates)}
+    here = {number: {**row, "seconds": 0} for number, row in on_threads(1)(trials, replicates)}
+    assert there == here
+    assert not remote.cluster_is_larger()              # as large as this machine: threads are cheaper
+
+
 # ---- side by side -----------------------------------------------------------------------------------------------
 
 
@@ -330,7 +351,7 @@ def test_a_failing_job_stops_the_others() -> None:
 
 def test_every_arm_and_control_runs() -> None:
     data = bench([10, 4], steps=3)
-    laboratory = Laboratory([Replicate(0, 0, data, oracle)], None, NullProgress(), 2)
+    laboratory = Laboratory([Replicate(0, 0, data, oracle)], None, NullProgress(), on_threads(2))
     arms = [(arm, Mix(1.0)) for arm in (*lift.arms.WITHOUT_SYNTHESIS, *controls(BALANCED), lift.arms.SYNTHETIC_ALONE,
                                         lift.arms.SYNTHETIC)]
     made = laboratory.conduct(arms)

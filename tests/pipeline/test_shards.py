@@ -7,15 +7,21 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from pipeline import seeds
-from pipeline.shards import ShardRows, encode, encode_png
+from pipeline.shards import ShardRows, encode
 from pipeline.shards.parquet import file_bytes
 from pipeline.shards.png import with_text
+from pipeline.shards.png_encoding import encode_pngs
 from tests.pipeline.small import paint
 
 FORMATS = ["parquet", "png", "webdataset"]
@@ -38,13 +44,39 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [8, 28, 64])
+@pytest.mark.parametrize("size", [1, 8, 28, 256])
 def test_png_is_lossless(channels: int, size: int) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (channels, size, size), dtype=np.uint8)
-    png = encode_png(image)
-    assert (pixels(png) == image).all()
-    assert Image.open(io.BytesIO(png)).mode == ("L" if channels == 1 else "RGB")
-    assert (pixels(with_text(png, {"synthetic": "true"})) == image).all()
+    noise = np.random.default_rng(0).integers(0, 256, (3, channels, size, size), dtype=np.uint8)
+    ramp = np.arange(size * size * channels, dtype=np.uint64).reshape(1, channels, size, size).astype(np.uint8)
+    images = np.concatenate([noise, ramp, np.zeros_like(ramp), np.full_like(ramp, 255), ramp.transpose(0, 1, 3, 2)])
+    for image, png in zip(images, encode_pngs(images)):
+        assert (pixels(png) == image).all()
+        assert Image.open(io.BytesIO(png)).mode == ("L" if channels == 1 else "RGB")
+        assert (pixels(with_text(png, {"synthetic": "true"})) == image).all()
+        Image.open(io.BytesIO(png)).verify()
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))))
+def test_png_is_lossless_for_any_pixels_and_readers(images: np.ndarray) -> None:
+    for image, png in zip(images, encode_pngs(images)):
+        by_opencv = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+        by_opencv = by_opencv[None] if len(image) == 1 else by_opencv.transpose(2, 0, 1)[::-1]
+        assert (by_opencv == image).all() and (pixels(png) == image).all()
+
+
+def test_png_is_no_larger_than_opencvs() -> None:
+    scenes = load_digits().images[:200] * 15.9
+    images = np.stack([cv2.resize(s, (32, 32), interpolation=cv2.INTER_LINEAR).astype(np.uint8)[None] for s in scenes])
+    ours = sum(map(len, encode_pngs(images)))
+    theirs = sum(len(cv2.imencode(".png", image[0], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]) for image in images)
+    assert ours < 1.1 * theirs
+
+
+def test_batches_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = some_rows(50).images
+    whole = encode_pngs(images)
+    monkeypatch.setattr("pipeline.shards.png_encoding._BATCH_BYTES", 7 * images[0].size)
+    assert encode_pngs(images) == whole
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

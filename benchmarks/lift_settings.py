@@ -1,0 +1,148 @@
+"""The lift trial as it counts: every seed draws its own split, trains its own generator and its own classifiers.
+
+    python benchmarks/lift_settings.py digits-tail --seeds 6 --kimg 60
+    python benchmarks/lift_settings.py mnist-tail --data FOLDER_OF_IDX_FILES --seeds 6 --minutes 5
+    python benchmarks/lift_settings.py mnist-10 --data FOLDER_OF_IDX_FILES --seeds 10 --kimg 100
+
+Everything finished is kept in --folder; the same command continues there. Prints every arm's mean, its paired
+difference from the best arm without synthesis (chosen on val), and the verdict.
+"""
+
+import argparse
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine
+
+import gan.loop
+from gan import checkpoint
+from gan.classical import ClassicalAugment
+from gan.classifier import Classifier, load_classifier, save_classifier, train_classifier
+from pipeline import keys
+from pipeline.config import Config, LiftConfig, parse_config
+from pipeline.errors import MissingObject
+from pipeline.lift import Bench, Replicate, Rows, Schedule, compare, filter_model
+from pipeline.lift.laboratory import RowBook
+from pipeline.lift.verdict import summary
+from pipeline.mint import load_gan
+from pipeline.prepare import load_split, prepare
+from pipeline.progress import NullProgress
+from pipeline.records import LiftFigure
+from pipeline.seeds import derive
+from pipeline.store import Store
+from pipeline.training import choose_preset
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits-tail": {"source": {"format": "digits", "subset": {"longtail": {"head": 50, "ratio": 10}}},
+                    "prepare": {"splits": {"val": 0.15, "test": 0.45}}},
+    "mnist-tail": {"source": {"format": "idx", "subset": {"longtail": {"head": 4700, "ratio": 100}}}},
+    "mnist-10": {"source": {"format": "idx", "subset": {"per_class": 12}}},
+    "mnist-50": {"source": {"format": "idx", "subset": {"per_class": 59}}},
+    "cifar-50": {"source": {"format": "parquet", "subset": {"per_class": 59}}, "prepare": {"channels": "rgb"},
+                 "train": {"augment": {"flip": True, "color": True}}},
+    "cifar-500": {"source": {"format": "parquet", "subset": {"per_class": 588}}, "prepare": {"channels": "rgb"},
+                  "train": {"augment": {"flip": True, "color": True}}},
+}
+"""With 15 % for val: 4,000 … 40, 10, 50, 50 and 500 training images a class."""
+
+
+def setting(name: str, seed: int, data: str | None, budget: dict[str, float]) -> Config:
+    """The config of one replicate."""
+    raw = json.loads(json.dumps(SETTINGS[name]))
+    if data is not None and raw["source"]["format"] != "digits":
+        raw["source"]["url"] = data
+    raw["train"] = {**raw.get("train", {}), "budget": budget}
+    return parse_config({"name": name, "seed": seed, **raw})
+
+
+def replicate(config: Config, number: int, run: Store, steps: int | None) -> Replicate:
+    """Prepares, trains generator and filter where that isn't done, and lays the data out."""
+    snapshot = prepare(config, run, NullProgress())
+    rows = {}
+    for split in ("train", "val", "test"):
+        loaded = load_split(run, split)
+        rows[split] = Rows(torch.from_numpy(loaded.images), torch.from_numpy(loaded.labels))
+    augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
+    schedule = Schedule.for_data(len(rows["train"]), snapshot.channels, steps)
+    bench = Bench(rows["train"], rows["val"], rows["test"], rows["val"], snapshot.classes, augment, schedule)
+    generate = load_gan(generator(config, bench, run))
+    model = filter_model(filter_network(bench, run, derive(config.seed, "filter")), bench)
+    return Replicate(number, derive(config.seed, "lift"), bench,
+                     lambda labels, latents: torch.from_numpy(generate(labels, latents)), model)
+
+
+def generator(config: Config, bench: Bench, run: Store) -> bytes:
+    """The checkpoint of this replicate's generator."""
+    try:
+        return run.get("generator.safetensors")
+    except MissingObject:
+        pass
+    counts = bench.train.counts(len(bench.classes)).tolist()
+    spec, recipe, reason = choose_preset(config, config.prepare.resolution, counts, "cpu")
+    began = time.perf_counter()
+    state = gan.loop.train(bench.train.images, bench.train.labels, spec, recipe, seed=derive(config.seed, "train"))
+    data, _ = checkpoint.save(state)
+    run.put("generator.safetensors", data)
+    print(f"  seed {config.seed}: {reason}; {state.kimg:.0f} kimg in {time.perf_counter() - began:.0f} s", flush=True)
+    return data
+
+
+def filter_network(bench: Bench, run: Store, seed: int) -> Classifier:
+    """The filter's model, trained on the train split."""
+    try:
+        return load_classifier(run.get(keys.FILTER))[0]
+    except MissingObject:
+        pass
+    net = train_classifier(
+        bench.train.images, bench.train.labels, len(bench.classes), steps=bench.schedule.steps, seed=seed, balanced=True,
+        batch_size=bench.schedule.batch_size, augment=bench.augment,
+    )
+    run.put(keys.FILTER, save_classifier(net))
+    return net
+
+
+def show(figure: LiftFigure, seconds: float) -> None:
+    """The table and the verdict."""
+    print(f"\n{'arm':4} {'ratio':>5} {'filter':10} {'val':>7} {'test':>7}   difference (95 %), p")
+    for line in sorted(summary(figure), key=lambda line: (line["arm"], line["filter"], line["ratio"])):
+        difference = (f"{line['difference']:+.2f} ({line['low']:+.2f} … {line['high']:+.2f}), {line['p']:.3f}"
+                      if "difference" in line else "baseline")
+        print(f"{line['arm']:4} {line['ratio']:5g} {line['filter']:10} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
+    print(f"\n{figure.sentence}")
+    if figure.seeds:
+        errors = [100 - sum(values) / len(values) for values in (figure.baseline, figure.synthetic)]
+        print(f"errors {errors[0]:.2f} % → {errors[1]:.2f} %: {100 * (1 - errors[1] / errors[0]):.0f} % fewer. "
+              f"{len(figure.seeds)} seeds of split, generator and classifier; {seconds:.0f} s in this call.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", choices=SETTINGS)
+    parser.add_argument("--data", help="URL of the source, but for digits")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--kimg", type=float, help="generator's budget, thousands of images")
+    parser.add_argument("--minutes", type=float, help="or in minutes")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0])
+    parser.add_argument("--steps", type=int, help="of every classifier; by data size")
+    parser.add_argument("--workers", type=int, help="trials at a time; one a CPU")
+    parser.add_argument("--folder", type=Path, default=Path("lift-settings"))
+    args = parser.parse_args()
+    budget = {"minutes": args.minutes} if args.minutes else {"kimg": args.kimg or 100.0}
+    print(machine())
+    began = time.perf_counter()
+    store = Store(str(args.folder / f"{args.setting}-{'-'.join(f'{k}{v:g}' for k, v in budget.items())}"))
+    make = functools.partial(setting, args.setting, data=args.data, budget=budget)
+    replicates = [replicate(make(seed), seed, store.child(f"s{seed}"), args.steps) for seed in range(args.seeds)]
+    config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms="all")
+    book = RowBook(store, inputs=f"{args.setting} {budget} {args.steps}")
+    figure = compare(config, replicates, NullProgress(), book, args.workers)
+    show(figure, time.perf_counter() - began)
+    store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Training on Ray: whoever is killed or stopped, the result is the same; what can't work is said at once."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import gan.loop
+from gan.checkpoint import load_generator
+from pipeline import keys, training
+from pipeline.cluster import connected, local_cpus
+from pipeline.config import Config, parse_config
+from pipeline.errors import ConfigError, Interrupted, RunMismatch, TrainingFailed
+from pipeline.prepare import load_split, prepare
+from pipeline.progress import NullProgress
+from pipeline.records import Snapshot
+from pipeline.seeds import derive
+from pipeline.store import Store
+
+
+def config_of(**train: Any) -> Config:
+    return parse_config({
+        "name": "t", "source": {"format": "digits", "subset": {"per_class": 20}}, "prepare": {"resolution": 8},
+        "train": {"model": "dcgan", "budget": {"kimg": 2}, "batch_size": 32, "options": {"width": 8, "metrics_every_s": 0.1}, **train},
+        "sample": {"workers": 1},
+    })
+
+
+def prepared(url: str, config: Config) -> tuple[Store, Snapshot]:
+    run = Store(url)
+    return run, prepare(config, run, NullProgress())
+
+
+def bare_weights(config: Config, snapshot: Snapshot, run: Store) -> dict[str, torch.Tensor]:
+    """EMA weights of the same training without Ray, with as many threads as Ray's worker gets."""
+    data = load_split(run, "train")
+    spec, recipe, _ = training.choose_preset(config, snapshot.resolution, training.train_counts(snapshot), "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(local_cpus())
+    try:
+        state = gan.loop.train(torch.from_numpy(data.images), torch.from_numpy(data.labels), spec, recipe,
+                               seed=derive(config.seed, "train"))
+    finally:
+        torch.set_num_threads(threads)
+    return dict(state.ema.state_dict())
+
+
+class Notes(NullProgress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with connected(config_of()):
+        yield
+
+
+def test_ray_changes_nothing_and_what_is_finished_is_kept(tmp_path: Path, ray_cluster: None) -> None:
+    config = config_of()
+    run, snapshot = prepared(str(tmp_path), config)
+    made = training.train(config, snapshot, run, NullProgress())
+    data = run.get(made.key)
+    assert hashlib.sha256(data).hexdigest() == made.sha256
+    trained = load_generator(data).net.state_dict()
+    for name, weight in bare_weights(config, snapshot, run).items():
+        assert torch.equal(weight, trained[name]), name
+    assert made.trained_kimg == pytest.approx(2, abs=0.04) and made.images_per_s > 0
+    metrics = training.load_metrics(run)
+    assert {"loss_d", "loss_g", "grad_norm_d", "grad_norm_g", "images_per_s", "kimg"} <= {name for m in metrics for name in m}
+    assert any("diversity_per_class" in m for m in metrics)
+    assert run.list("grids/") and len([i for i in run.list("checkpoints/") if i.key.endswith(".json")]) <= 2
+    assert training.train(config, snapshot, run, NullProgress()) == made
+    with pytest.raises(RunMismatch, match="other config"):
+        training.train(config_of(budget={"kimg": 5}), snapshot, run, NullProgress())
+
+
+def kill_a_worker_after(checkpoints: Path, pid_of_driver: int) -> None:
+    """SIGKILL to the training worker once it has left a checkpoint."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if list(checkpoints.glob("*.json")):
+            for process in psutil.Process(pid_of_driver).children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_cluster: None) -> None:
+    config = config_of(budget={"kimg": 6}, options={"width": 8, "checkpoint_every_kimg": 0.5})
+    run, snapshot = prepared(str(tmp_path), config)
+    killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "checkpoints", os.getpid()))
+    killer.start()
+    notes = Notes()
+    made = training.train(config, snapshot, run, notes)
+    killer.join()
+    resumed = [note for note in notes.notes if "continuing from the checkpoint" in note]
+    assert resumed, notes.notes
+    trained = load_generator(run.get(made.key)).net.state_dict()
+    for name, weight in bare_weights(config, snapshot, run).items():
+        assert torch.equal(weight, trained[name]), name
+    kimgs = [m["kimg"] for m in training.load_metrics(run) if "loss_d" in m]
+    assert kimgs == sorted(kimgs)                                       # what the lost interval said is forgotten
+
+
+def test_a_stop_keeps_a_checkpoint_and_the_next_call_goes_on(tmp_path: Path, ray_cluster: None) -> None:
+    config = config_of(budget={"kimg": 6})
+    run, snapshot = prepared(str(tmp_path), config)
+
+    class Impatient(NullProgress):
+        def update(self, done: float, total: float | None = None, **figures: float | str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        training.train(config, snapshot, run, Impatient())
+    [*_, last] = sorted(i.key for i in run.list("checkpoints/") if i.key.endswith(".json"))
+    assert 0 < run.get_json(last)["kimg"] < 6 and not run.exists(keys.TRAINED)
+    made = training.train(config, snapshot, run, NullProgress())
+    trained = load_generator(run.get(made.key)).net.state_dict()
+    for name, weight in bare_weights(config, snapshot, run).items():
+        assert torch.equal(weight, trained[name]), name
+
+
+def test_memory_stores_reach_the_workers_and_get_everything_back(ray_cluster: None) -> None:
+    config = config_of(budget={"kimg": 1})
+    run, snapshot = prepared(f"memory://train-{os.getpid()}", config)
+    made = training.train(config, snapshot, run, NullProgress())
+    assert load_generator(run.get(made.key)).spec.classes == 10
+    assert run.list("grids/") and training.load_metrics(run)
+
+
+def test_divergence_is_told_and_not_tried_again(tmp_path: Path, ray_cluster: None) -> None:
+    config = config_of(budget={"kimg": 50}, options={"width": 8, "lr_g": 1e30, "lr_d": 1e30})
+    run, snapshot = prepared(str(tmp_path), config)
+    with pytest.raises(TrainingFailed, match=r"training of dcgan stopped: .*(nan|finite|collapse)"):
+        training.train(config, snapshot, run, NullProgress())
+    assert not run.exists(keys.TRAINED)
+
+
+@pytest.mark.parametrize(("train", "words"), [
+    ({"options": {"learning_rate": 1}}, "learning_rate"),
+    ({"options": {"lr_g": "fast"}}, "lr_g"),
+    ({"options": {"batch_size": 33}, "workers": 2, "batch_size": None}, "multiple of 2"),
+])
+def test_an_impossible_recipe_is_refused_by_name(train: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        training.check_model(config_of(**train), [20] * 10)
+
+
+def test_the_board_keeps_what_was_said_and_that_a_worker_gave_up() -> None:
+    board = training.Board()
+    board.push("metrics", {"kimg": 1})
+    assert board.drain() == [("metrics", {"kimg": 1})] and board.drain() == []
+    assert not board.stopping() and not board.given_up()
+    board.stop()
+    board.push("failed", "why")
+    assert board.stopping() and board.given_up()
