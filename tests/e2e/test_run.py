@@ -49,6 +49,7 @@ def test_from_images_to_a_published_dataset_and_up_to_date(command: Command) -> 
     assert broken.status == 1 and manifest["shards"][0]["key"] in broken.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_printed_command_resumes(command: Command) -> None:
     config = command.config(train={"model": "dcgan", "budget": {"kimg": 60}, "options": {"width": 8}})
     process = command.start("run", str(config), "--run-id", "stopped")
