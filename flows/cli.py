@@ -79,11 +79,11 @@ def show(
 @app.command()
 def verify(
     url: Annotated[str, typer.Argument(help="A dataset's URL, <publish.url>/<name>, or a version's below it.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Read every object and compare its content.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every row too: labels, uids, images.")] = False,
     orphans: Annotated[bool, typer.Option("--orphans", help="List objects that no version refers to.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every shard of a version against its manifest; exit 1 on the first fault, naming it."""
+    """Check size and sha256 of every shard of a version against its manifest; exit 1 on the first fault, naming it."""
 
     def work() -> dict[str, Any]:
         from flows.inspection import verify_dataset
