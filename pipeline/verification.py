@@ -1,15 +1,15 @@
 """Does a published version still hold what its manifest says?"""
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline import keys, manifest
 from pipeline.errors import CorruptShard, MissingObject
 from pipeline.seeds import uids
+from pipeline.shards.reading import rows_of
 from pipeline.store import Store
 
 READERS = 8
@@ -36,7 +36,7 @@ def verify(
     from pipeline.publication import locate
 
     dataset, name = locate(url, storage_options)
-    folder, content = _opened(dataset, name)
+    folder, content = opened(dataset, name)
     entries = list(manifest.shards(content, folder))
     _check_totals(content, entries, folder)
     _check_sizes(content, entries, folder)
@@ -58,7 +58,13 @@ def verify(
     return {**summary, **unreferenced(dataset)} if orphans else summary
 
 
-def _opened(dataset: Store, name: str | None) -> tuple[Store, dict[str, Any]]:
+def opened(dataset: Store, name: str | None) -> tuple[Store, dict[str, Any]]:
+    """The folder and manifest of a version, the latest if `name` is None.
+
+    Raises:
+        MissingObject: nothing is published there.
+        CorruptShard: the pointer leads nowhere, or to another manifest than it says.
+    """
     if name is not None:
         folder = dataset.child(keys.version(name))
         return folder, manifest.read(folder)
@@ -118,10 +124,9 @@ def _check_object(entry: Mapping[str, Any], content: Mapping[str, Any], folder: 
 
 
 def _check_content(data: bytes, entry: Mapping[str, Any], content: Mapping[str, Any], where: str) -> list[str]:
-    read = {"parquet": _parquet_rows, "webdataset": _tar_rows, "png": _metadata_rows}[content["format"]]
     classes, rows, found = content["classes"], Counter[str](), []
     try:
-        for label, uid, image in read(data):
+        for label, uid, image in rows_of(content["format"], data):
             rows[classes[label]] += 1
             found.append(uid)
             if image is not None:
@@ -132,48 +137,6 @@ def _check_content(data: bytes, entry: Mapping[str, Any], content: Mapping[str, 
     if dict(rows) != {name: count for name, count in expected.items() if count}:
         raise CorruptShard(f"{where} holds other rows per class than the manifest says: {dict(rows)}")
     return found
-
-
-Row = tuple[int, str, bytes | None]                  # label, uid, PNG
-
-
-def _parquet_rows(data: bytes) -> Iterator[Row]:
-    import io
-
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(io.BytesIO(data))
-    images = table.column("image").combine_chunks().field("bytes")
-    if not all(value.as_py() for value in table.column("synthetic")):
-        raise ValueError("a row is not marked synthetic")
-    for label, uid, image in zip(table.column("label").to_pylist(), table.column("uid").to_pylist(), images):
-        yield label, uid, image.as_py()
-
-
-def _tar_rows(data: bytes) -> Iterator[Row]:
-    import io
-    import tarfile
-
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-    except tarfile.TarError as e:
-        raise ValueError(str(e)) from e
-    for name, content in members.items():
-        if name.endswith(".json"):
-            row = json.loads(content)
-            uid = name.removesuffix(".json")
-            if row["uid"] != uid or int(members[f"{uid}.cls"]) != row["label"] or row["synthetic"] is not True:
-                raise ValueError(f"the parts of row {uid} contradict each other")
-            yield row["label"], uid, members[f"{uid}.png"]
-
-
-def _metadata_rows(data: bytes) -> Iterator[Row]:
-    for line in data.decode().splitlines():
-        row = json.loads(line)
-        if not row["file_name"].endswith(f"/{row['uid']}.png") or row["synthetic"] is not True:
-            raise ValueError(f"line of {row['file_name']} contradicts itself")
-        yield row["label"], row["uid"], None
 
 
 def _check_image(data: bytes, where: str) -> None:

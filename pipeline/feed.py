@@ -1,0 +1,234 @@
+"""Feeding a training job: the run's real training images and a published version's synthetic ones, mixed as advised.
+
+The mix is the lift trial's: as many synthetic rows per real one as validation chose (none, if it chose none), the
+scarcest classes filled first; then every class is drawn evenly, and within it every row. Val and test images are never
+read here.
+
+    feed = Feed.open("s3://bucket/sets/defects")
+    for images, labels in feed.loader(batch_size=64, epoch=0): ...
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gan.classifier import group_draws
+from pipeline import keys, manifest
+from pipeline.errors import ConfigError, CorruptShard, MissingObject
+from pipeline.lift.pool import Rows, fill
+from pipeline.prepare import load_split
+from pipeline.publication import locate
+from pipeline.shards.reading import decode, rows_of
+from pipeline.store import Store
+from pipeline.verification import opened
+
+if TYPE_CHECKING:
+    import datasets
+    import ray.data
+
+Transform = Callable[[Tensor], Any]
+"""What is done to each image, uint8 (C, H, W), on its way to the training job."""
+
+
+def to_float(image: Tensor) -> Tensor:
+    """uint8 (C, H, W) → float32 (C, H, W) in [0, 1]."""
+    return image.float().div(255)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Real and synthetic rows; numbered real ones first.
+
+    Attributes:
+        ratio: synthetic rows asked for per real one; there are fewer where the version holds fewer.
+        seed: of the order.
+    """
+
+    classes: tuple[str, ...]
+    real: Rows
+    synthetic: Rows
+    ratio: float
+    seed: int = 0
+
+    @classmethod
+    def open(cls, url: str, *, ratio: float | None = None, seed: int = 0,
+             storage_options: Mapping[str, Any] | None = None) -> "Feed":
+        """Reads the rows of a dataset's latest version, or of a version's own URL.
+
+        Args:
+            url: `<publish.url>/<name>`, or a version's folder below it.
+            ratio: synthetic rows per real one; None: what the version's manifest recommends.
+            seed: of the order.
+
+        Raises:
+            ConfigError: the version recommends nothing and no ratio is given, or the ratio is negative.
+            MissingObject: nothing is published there, or the run folder with the real images was removed.
+            CorruptShard: an object is not what the manifest says.
+        """
+        dataset, name = locate(url, storage_options)
+        folder, content = opened(dataset, name)
+        advised = content["recommended_mix"].get("ratio") if ratio is None else ratio
+        if advised is None:
+            raise ConfigError(f"{folder.where()} was published without a lift trial, so it recommends no mix; give ratio=")
+        if advised < 0:
+            raise ConfigError(f"ratio {advised:g}: must be 0 or more synthetic rows per real one")
+        run = dataset.child(keys.run(content["run_id"]))
+        try:
+            split = load_split(run, "train")
+        except MissingObject:
+            raise MissingObject(f"{run.where()} holds no real training images any more; build Feed(classes, real, "
+                                "synthetic, ratio) from your own") from None
+        real = Rows(torch.from_numpy(split.images), torch.from_numpy(split.labels))
+        classes = tuple(content["classes"])
+        wanted = fill(real.counts(len(classes)), round(advised * len(real)))
+        return cls(classes, real, read_rows(folder, content, wanted, tuple(real.images.shape[1:])), float(advised), seed)
+
+    def __len__(self) -> int:
+        return len(self.real) + len(self.synthetic)
+
+    def dataset(self, transform: Transform = to_float) -> "MixedImages":
+        """All rows once, for a torch DataLoader with any sampler."""
+        return MixedImages(self.real.joined(self.synthetic), len(self.real), transform)
+
+    def order(self, epoch: int, *, real_only: bool = False) -> Tensor:
+        """Numbers of the rows of one epoch, int64: as many as there are rows, every class evenly, then every row.
+
+        Args:
+            real_only: of real rows alone, as many as there are of them: good for the last epochs.
+        """
+        labels = (self.real.labels if real_only else torch.cat([self.real.labels, self.synthetic.labels])).numpy()
+        groups = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+        return group_draws(groups, None, len(labels), np.random.default_rng([self.seed, epoch]))
+
+    def sampler(self, epochs: int | None = None, *, real_only_last: int = 0) -> "EpochSampler":
+        """A torch sampler over `dataset()`; call its `set_epoch` before each epoch.
+
+        Args:
+            epochs: how many there will be; needed for `real_only_last`.
+            real_only_last: epochs at the end that see real rows alone.
+        """
+        if real_only_last and epochs is None:
+            raise ConfigError("real_only_last needs epochs: how many there will be")
+        return EpochSampler(self, None if epochs is None else epochs - real_only_last)
+
+    def loader(self, batch_size: int, *, epoch: int = 0, real_only: bool = False, transform: Transform = to_float,
+               **options: Any) -> "DataLoader[tuple[Any, int]]":
+        """A torch DataLoader of one epoch: (images (n, C, H, W), labels int64 (n,)).
+
+        Args:
+            options: for `DataLoader`: num_workers, pin_memory, …
+        """
+        order = self.order(epoch, real_only=real_only).tolist()
+        return DataLoader(self.dataset(transform), batch_size=batch_size, sampler=order, **options)
+
+    def huggingface(self, epoch: int | None = None) -> "datasets.Dataset":
+        """A Hugging Face dataset with the columns image, label, synthetic: each row once, or in an epoch's order."""
+        import datasets
+
+        from pipeline.shards.png_encoding import encode_pngs
+
+        rows = self.real.joined(self.synthetic)
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(self.classes)),
+                                      "synthetic": datasets.Value("bool")})
+        columns = {"image": [{"bytes": png, "path": None} for png in encode_pngs(rows.images.numpy())],
+                   "label": rows.labels.tolist(), "synthetic": self._made().tolist()}
+        made = datasets.Dataset.from_dict(columns, features)
+        return made if epoch is None else made.select(self.order(epoch).tolist())
+
+    def ray(self, epoch: int | None = None) -> "ray.data.Dataset":
+        """A Ray Data dataset with the columns image (uint8 C, H, W), label, synthetic; rows as in `huggingface`."""
+        import pyarrow as pa
+        import ray.data
+
+        rows = self.real.joined(self.synthetic)
+        order = torch.arange(len(self)) if epoch is None else self.order(epoch)
+        images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(rows.images[order].numpy()))
+        return ray.data.from_arrow(pa.table({"image": images, "label": rows.labels[order].numpy(),
+                                             "synthetic": self._made()[order].numpy()}))
+
+    def _made(self) -> Tensor:
+        return torch.arange(len(self)) >= len(self.real)
+
+
+class MixedImages(Dataset[tuple[Any, int]]):
+    """Real rows, then synthetic ones: (transformed image, label)."""
+
+    def __init__(self, rows: Rows, real: int, transform: Transform) -> None:
+        self.rows, self.real, self.transform = rows, real, transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.transform(self.rows.images[i]), int(self.rows.labels[i])
+
+    def is_synthetic(self, i: int) -> bool:
+        """Whether row `i` was generated."""
+        return i >= self.real
+
+
+class EpochSampler(Sampler[int]):
+    """Row numbers of one epoch after the other; the same for the same seed and epoch."""
+
+    def __init__(self, feed: Feed, first_real_only: int | None) -> None:
+        self._feed, self._first_real_only, self._epoch = feed, first_real_only, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration draws, from 0."""
+        self._epoch = epoch
+
+    @property
+    def _real_only(self) -> bool:
+        return self._first_real_only is not None and self._epoch >= self._first_real_only
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._feed.order(self._epoch, real_only=self._real_only).tolist())
+
+    def __len__(self) -> int:
+        return len(self._feed.real) if self._real_only else len(self._feed)
+
+
+def read_rows(folder: Store, content: Mapping[str, Any], wanted: np.ndarray, shape: tuple[int, ...]) -> Rows:
+    """The first `wanted[c]` synthetic rows of each class c in the order of their shards, or all where there are fewer.
+
+    Args:
+        folder: a version's; content: its manifest.
+        shape: (C, H, W) of an image.
+
+    Raises:
+        CorruptShard: an object can't be read as what the manifest says.
+    """
+    left = wanted.copy()
+    images, labels = [], []
+    for label, png in _rows(folder, content, left):
+        if left[label] > 0:
+            left[label] -= 1
+            images.append(decode(png, shape[0]))
+            labels.append(label)
+    if not images:
+        return Rows(torch.empty(0, *shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    return Rows(torch.from_numpy(np.stack(images)), torch.tensor(labels))
+
+
+def _rows(folder: Store, content: Mapping[str, Any], left: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """(label, PNG), shard by shard; shards without a row of a class that is still wanted aren't fetched."""
+    number = {name: i for i, name in enumerate(content["classes"])}
+    for entry in manifest.shards(content, folder):
+        held = [number[name] for name, count in entry["rows_per_class"].items() if count]
+        if not any(left[label] > 0 for label in held):
+            continue
+        data = folder.get(entry["key"])
+        if content["format"] == "png":
+            yield held[0], data
+            continue
+        try:
+            for label, _, png in rows_of(content["format"], data):
+                if png is not None:
+                    yield label, png
+        except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
+            raise CorruptShard(f"{folder.where(entry['key'])} can't be read as {content['format']}: {e}") from e

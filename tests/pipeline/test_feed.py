@@ -1,0 +1,147 @@
+"""What a training job gets: which rows, in which mix, from which format."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+
+from pipeline import keys
+from pipeline.cluster import connected
+from pipeline.config import parse_config
+from pipeline.errors import ConfigError, CorruptShard, MissingObject
+from pipeline.feed import Feed
+from pipeline.lift.pool import Rows
+from pipeline.seeds import row_seeds
+from tests.pipeline.small import CHANNELS, CLASSES, COUNTS, SIZE, SmallRun, paint, small_run
+
+LABELS = np.repeat(np.arange(len(CLASSES)), [COUNTS[name] for name in CLASSES])
+REAL = np.random.default_rng(0).integers(0, 256, (len(LABELS), CHANNELS, SIZE, SIZE), np.uint8)
+
+
+def published(folder: Path, format_name: str = "parquet") -> SmallRun:
+    run = small_run(str(folder), format=format_name)
+    run.folder.put(keys.prepared("train"), save({"images": REAL, "labels": LABELS}))
+    run.finish()
+    return run
+
+
+def made(feed: Feed) -> Counter[str]:
+    return Counter(CLASSES[label] for label in feed.synthetic.labels.tolist())
+
+
+@pytest.mark.parametrize("format_name", ["parquet", "png", "webdataset"])
+def test_the_mix_holds_the_real_rows_and_as_many_synthetic_ones_as_asked_scarcest_classes_first(
+    tmp_path: Path, format_name: str
+) -> None:
+    run = published(tmp_path, format_name)
+    feed = Feed.open(run.dataset.url, ratio=0.5)
+    assert torch.equal(feed.real.images, torch.from_numpy(REAL)) and feed.classes == CLASSES
+    assert made(feed) == {"cat": 13, "dog": 4}               # 3 → 16 and 11 → 15: 17 rows, 34 / 2
+    for label in (0, 3):                                     # pixel for pixel what was generated, no row twice
+        drawn = paint(np.full(17, label), row_seeds(7, label, 0, 17))
+        got = feed.synthetic.images[feed.synthetic.labels == label].numpy()
+        rows = {image.tobytes() for image in got}
+        assert len(rows) == len(got) and rows <= {image.tobytes() for image in drawn}
+
+
+def test_a_version_that_holds_less_than_asked_gives_all_it_has(tmp_path: Path) -> None:
+    assert made(Feed.open(published(tmp_path).dataset.url, ratio=2)) == {"cat": 17, "dog": 9}
+
+
+def test_ratio_0_reads_no_shard(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    for file in tmp_path.rglob("*.parquet"):
+        file.unlink()
+    feed = Feed.open(run.dataset.url, ratio=0)
+    assert len(feed.synthetic) == 0 and len(feed) == 34
+    assert len(list(feed.loader(10))) == 4
+    with pytest.raises(MissingObject):
+        Feed.open(run.dataset.url, ratio=0.5)
+
+
+def test_without_advice_or_real_images_it_says_what_to_give(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    with pytest.raises(ConfigError, match="give ratio="):
+        Feed.open(run.dataset.url)                           # the small run had no lift trial
+    with pytest.raises(ConfigError, match="must be 0 or more"):
+        Feed.open(run.dataset.url, ratio=-1)
+    run.folder.delete(keys.prepared("train"))
+    with pytest.raises(MissingObject, match="no real training images"):
+        Feed.open(run.dataset.url, ratio=1)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    shard = next(tmp_path.rglob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(CorruptShard, match="can't be read as parquet"):
+        Feed.open(run.dataset.url, ratio=2)
+
+
+def example(real: int = 40, synthetic: int = 8) -> Feed:
+    """Class 0 has nine real rows in ten; class 1 the rest and all synthetic ones."""
+    def rows(n: int, labels: list[int]) -> Rows:
+        return Rows(torch.arange(n).view(-1, 1, 1, 1).expand(n, 1, 8, 8).to(torch.uint8), torch.tensor(labels))
+
+    few = real // 10
+    return Feed(("many", "few"), rows(real, [0] * (real - few) + [1] * few), rows(synthetic, [1] * synthetic), 0.2)
+
+
+def test_an_epoch_draws_classes_evenly_and_repeats_by_seed_and_number_alone() -> None:
+    feed = example()
+    order = feed.order(3)
+    labels = torch.cat([feed.real.labels, feed.synthetic.labels])[order]
+    assert torch.bincount(labels).tolist() == [24, 24]
+    assert Counter(order[labels == 1].tolist()) == dict.fromkeys(range(36, 48), 2)   # each of the 4 + 8 twice
+    assert torch.equal(order, example().order(3)) and not torch.equal(order, feed.order(4))
+    assert int(feed.order(0, real_only=True).max()) < 40
+
+
+def test_the_last_epochs_see_real_rows_alone() -> None:
+    feed = example()
+    sampler = feed.sampler(5, real_only_last=2)
+    seen = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        rows = list(sampler)
+        assert len(rows) == len(sampler)
+        seen.append(max(rows) >= 40)
+    assert seen == [True, True, True, False, False]
+    with pytest.raises(ConfigError, match="needs epochs"):
+        feed.sampler(real_only_last=1)
+    unbounded = feed.sampler()
+    unbounded.set_epoch(1000)
+    assert max(unbounded) >= 40
+
+
+def test_torch_loader_with_workers_gives_the_epochs_rows_in_order() -> None:
+    feed = example()
+    batches = list(feed.loader(7, epoch=2, transform=lambda image: int(image[0, 0, 0]), num_workers=0))
+    values = torch.cat([images for images, _ in batches])
+    number = torch.cat([torch.arange(40), torch.arange(8)])
+    assert torch.equal(values, number[feed.order(2)])
+    images, labels = next(iter(feed.loader(48, num_workers=2)))
+    assert images.shape == (48, 1, 8, 8) and images.dtype == torch.float32 and float(images.max()) <= 1
+    assert labels.dtype == torch.int64 and not feed.dataset().is_synthetic(39) and feed.dataset().is_synthetic(40)
+
+
+@pytest.fixture
+def on_ray() -> Iterator[None]:
+    with connected(parse_config({"name": "x", "source": {"format": "digits"}})):
+        yield
+
+
+def test_hugging_face_and_ray_get_the_same_rows(on_ray: None) -> None:
+    feed = example()
+    every = feed.huggingface()
+    assert every.features["label"].names == ["many", "few"] and sum(every["synthetic"]) == 8
+    assert np.array_equal(np.stack([np.asarray(image) for image in every["image"]]), torch.cat(
+        [feed.real.images, feed.synthetic.images])[:, 0].numpy())
+    assert feed.huggingface(epoch=1)["label"] == torch.cat([feed.real.labels, feed.synthetic.labels])[feed.order(1)].tolist()
+    rows = feed.ray().take_all()
+    assert [row["label"] for row in rows] == every["label"][:] and rows[5]["image"].shape == (1, 8, 8)
+    assert [int(row["image"][0, 0, 0]) for row in rows] == [*range(40), *range(8)]
