@@ -258,6 +258,10 @@ class Config(Section):
             "" if self.publish.url.endswith("://") else "/"
         ) + self.name
 
+    def work_digest(self) -> str:
+        """`digest` without the gate, which makes nothing: under other thresholds the same work is judged again."""
+        return self.digest(*(set(type(self).model_fields) - {"gate", "cluster", "publish"}))
+
     def digest(self, *sections: str) -> str:
         """sha256 (16 hex) over what decides the result: where things run and go does not count.
 

@@ -1,7 +1,8 @@
 """A run: its id, its folder, and whether there is anything to do at all.
 
 The run id follows from source, config and code unless the caller gives one. So the next start after an interruption
-finds what the last one finished, and a run that was refused says so again at once instead of training anew.
+finds what the last one finished, and a run that was refused says so again at once instead of training anew; under other
+thresholds too, for the gate is no part of the id.
 """
 
 import functools
@@ -54,13 +55,13 @@ def open_run(config: Config, run_id: str | None = None) -> Run:
     run.dataset.probe()
     facts = {
         "config": public_config(config), "source_fingerprint": run.source_fingerprint, "code_digest": run.code_digest,
-        "config_digest": config.digest(), "software": SOFTWARE_VERSION,
+        "config_digest": config.work_digest(), "software": SOFTWARE_VERSION,
     }
     if not run.folder.exists(keys.CONFIG):
         run.folder.put_json(keys.CONFIG, facts)
         return run
     before = run.folder.get_json(keys.CONFIG)
-    if before["config_digest"] != config.digest():
+    if before["config_digest"] != config.work_digest():
         differing = ", ".join(_differing(before["config"], facts["config"])) or "an environment value"
         raise RunMismatch(
             f"run {run.run_id} was begun with another config (differs in: {differing}); "
@@ -71,6 +72,8 @@ def open_run(config: Config, run_id: str | None = None) -> Run:
             f"run {run.run_id} was begun on another state of the source {config.source.url or config.source.format}; "
             "give another --run-id to start on the source as it is now"
         )
+    if before["config"] != facts["config"]:          # the gate, or where things run
+        run.folder.put_json(keys.CONFIG, facts)
     return run
 
 
@@ -81,7 +84,7 @@ def describe_run(config: Config, run_id: str | None = None) -> Run:
     fingerprint = open_source(config.source, config.seed).fingerprint()
     code = code_digest()
     if run_id is None:
-        run_id = hashlib.sha256("\0".join((config.digest(), fingerprint, code)).encode()).hexdigest()[:12]
+        run_id = hashlib.sha256("\0".join((config.work_digest(), fingerprint, code)).encode()).hexdigest()[:12]
     dataset = Store(config.dataset_url, config.publish.storage_options)
     return Run(run_id, dataset, dataset.child(keys.run(run_id)), fingerprint, code)
 

@@ -77,13 +77,19 @@ def test_ctrl_c_stops_cleanly_and_the_printed_command_resumes(command: Command) 
 
 def test_a_refusal_ends_with_status_3_names_the_figure_and_publishes_nothing(command: Command) -> None:
     config = command.config(gate={"min_coverage": 1.0, "min_lift_pp": None, "max_memorised": None, "min_diversity": None})
-    ended = command.run("run", str(config), "--run-id", "refused", "--json")
+    ended = command.run("run", str(config), "--json")
     assert ended.status == 3, ended.err
     assert "coverage" in ended.result["message"] and "Traceback" not in ended.err
     out = command.folder / "out" / "tiny"
     assert not (out / "LATEST.json").exists() and not (out / "versions").exists()
-    assert "coverage" in (out / "runs/refused/report.html").read_text()
-    trained = (out / "runs/refused/checkpoint.json").stat().st_mtime_ns
-    again = command.run("evaluate", str(config), "--run-id", "refused")               # the same word, without training again
+    run, = (out / "runs").iterdir()
+    assert "coverage" in (run / "report.html").read_text()
+    trained = (run / "checkpoint.json").stat().st_mtime_ns
+    again = command.run("evaluate", str(config), "--run-id", run.name)                # the same word, without training again
     assert again.status == 3 and "coverage" in again.err
-    assert (out / "runs/refused/checkpoint.json").stat().st_mtime_ns == trained
+    softer = command.run("run", str(config), "--set", "gate.min_coverage=null", "--json")   # the same work under another gate
+    assert softer.status == 0 and (out / "LATEST.json").exists(), softer.err
+    assert [r.name for r in (out / "runs").iterdir()] == [run.name]
+    assert (run / "checkpoint.json").stat().st_mtime_ns == trained
+    stricter = command.run("run", str(config))                                        # what is published stays
+    assert stricter.status == 3 and (out / "LATEST.json").exists()
