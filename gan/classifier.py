@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gan.classical import ClassicalAugment
 from gan.errors import BadCheckpoint
+from gan.precision import has_bf16
 
 FEATURES = 128
 Architecture = Literal["conv", "residual"]
@@ -290,7 +291,9 @@ def _fit(
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * one_cycle(step / schedule.steps, schedule.warm_up)
         x = to_unit(images[rows])
-        logits = net(augment(x, generator) if augment else x)
+        x = augment(x, generator) if augment else x
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=has_bf16(str(images.device))):
+            logits = net(x).float()
         if schedule.logit_adjustment:
             logits = logits + offset
         loss = F.cross_entropy(logits, labels[rows], label_smoothing=schedule.label_smoothing)

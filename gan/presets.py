@@ -11,6 +11,7 @@ from typing import Any
 from gan.augment import Augmentation
 from gan.errors import BadRecipe, UnknownFamily
 from gan.networks import FAMILIES, NetSpec, check
+from gan.precision import has_bf16
 from gan.recipe import Recipe
 
 LONG_ON_GPU_S = 1800.0       # R3 needs time to win
@@ -84,7 +85,10 @@ Preset = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _dcgan(case: Case) -> Preset:
-    return {}, {"loss": "hinge", "lr_g": 2e-3, "lr_d": 2e-3, "beta1": 0.0, "beta2": 0.99, "batch_size": 64,
+    # On a CPU small batches win: after 80,000 images of MNIST coverage was 0.70 with batches of 32 and 0.63 with 64, at
+    # 0.85 times the images a second. A GPU wants larger ones (not measured).
+    batch_size, lr = (64, 2e-3) if case.on_gpu else (32, 3e-3)
+    return {}, {"loss": "hinge", "lr_g": lr, "lr_d": lr, "beta1": 0.0, "beta2": 0.99, "batch_size": batch_size,
                 "ema_half_life_kimg": 10.0, "precision": _fast(case)}
 
 
@@ -134,19 +138,7 @@ PRESETS: dict[str, Callable[[Case], Preset]] = {
 
 def _fast(case: Case) -> str:
     """bf16 where the hardware multiplies it natively: about 1.5 times the images a second on such CPUs."""
-    if case.on_gpu:
-        return "bf16"
-    return "bf16" if cpu_has_bf16() else "float32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16, AMX, Arm's)."""
-    import torch
-
-    # Older releases of torch tell only of AVX512-BF16, by a private name.
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(probe() or told.get("amx_bf16") or told.get("bf16"))
+    return "bf16" if has_bf16(case.device) else "float32"
 
 
 def choose(model: str, resolution: int, channels: int, images_per_class: Sequence[int], budget: Budget,

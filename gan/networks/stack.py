@@ -174,11 +174,15 @@ def group_spread(h: Tensor, size: int) -> Tensor:
 
     A last smaller group stands alone. Lets D see that a generator repeats itself (Karras 2018).
     """
-    parts = []
-    for group in h.float().split(size):
-        deviation = (group.var(0, correction=0) + 1e-6).sqrt().mean(0)
-        parts.append(deviation.expand(len(group), 1, *h.shape[2:]))
-    return torch.cat(parts).to(h.dtype)
+    whole = len(h) // size * size
+    return torch.cat([_spread(part, min(size, len(part))) for part in (h[:whole], h[whole:]) if len(part)]).to(h.dtype)
+
+
+def _spread(h: Tensor, size: int) -> Tensor:
+    """The same for a number of rows that `size` divides."""
+    groups = h.float().unflatten(0, (-1, size))
+    deviation = (groups.var(1, correction=0) + 1e-6).sqrt().mean(1, keepdim=True)
+    return deviation.repeat_interleave(size, 0)
 
 
 def radford(module: nn.Module) -> None:
