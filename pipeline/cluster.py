@@ -20,11 +20,14 @@ OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel
 CONNECT_TIMEOUT_S = 5.0
 
 _WORKER_ENV = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",      # how often the controller polls: 2 s by default
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",        # how often the controller polls: 2 s by default; costs 1 % of a core
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",                      # 15 by default: two threads that wait for each other then starve
     "PYTHONWARNINGS": "ignore",
 }
+# Torch's threads meet some hundred times a step. One that sleeps meanwhile wakes too late on a machine that does anything
+# else; one that waits awake made 5 to 10 % more images a second. The user's own setting wins.
+_THREAD_ENV = {"OMP_WAIT_POLICY": "active"}
 
 
 def local_cpus() -> int:
@@ -79,6 +82,8 @@ def connected(config: Config) -> Iterator[None]:
         yield
         return
     os.environ.update(_WORKER_ENV)
+    for name, value in _THREAD_ENV.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = config.cluster.address == "local"
     temp = _temp_folder() if local else None

@@ -25,7 +25,7 @@ from pipeline.store import Store
 
 KEEP_CHECKPOINTS = 2
 METRICS_EVERY_S = 5.0
-POLL_S = 0.3
+POLL_S = 0.5
 STOP_GRACE_S = 60.0
 
 
