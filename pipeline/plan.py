@@ -206,7 +206,7 @@ def open_plan(
     """
     counts = snapshot.rows_per_class["train"]
     fresh = make_plan(counts, snapshot.classes, config.sample.target, config.sample.rows_per_shard)
-    made_of = {"snapshot": snapshot.fingerprint, "config": config.digest(), "checkpoint": checkpoint.sha256}
+    made_of = {"snapshot": snapshot.fingerprint, "config": config.work_digest(), "checkpoint": checkpoint.sha256}
     latest = _latest(dataset)
     stored = _stored(run)
     if stored is not None and stored.version < latest and not was_published(dataset, stored.version):

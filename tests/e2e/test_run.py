@@ -91,5 +91,8 @@ def test_a_refusal_ends_with_status_3_names_the_figure_and_publishes_nothing(com
     assert softer.status == 0 and (out / "LATEST.json").exists(), softer.err
     assert [r.name for r in (out / "runs").iterdir()] == [run.name]
     assert (run / "checkpoint.json").stat().st_mtime_ns == trained
+    published = (out / "LATEST.json").read_bytes()
     stricter = command.run("run", str(config))                                        # what is published stays
-    assert stricter.status == 3 and (out / "LATEST.json").exists()
+    assert stricter.status == 3 and (out / "LATEST.json").read_bytes() == published
+    other = command.run("run", str(config), "--set", "gate.min_coverage=0.0", "--json")     # and is not published twice
+    assert other.status == 0 and (out / "LATEST.json").read_bytes() == published, other.err

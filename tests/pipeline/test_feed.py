@@ -1,8 +1,10 @@
 """What a training job gets: which rows, in which mix, from which format."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from pipeline.lift.pool import Rows
 from pipeline.seeds import row_seeds
 from tests.pipeline.small import CHANNELS, CLASSES, COUNTS, SIZE, SmallRun, paint, small_run
 
+ROOT = Path(__file__).resolve().parents[2]
 LABELS = np.repeat(np.arange(len(CLASSES)), [COUNTS[name] for name in CLASSES])
 REAL = np.random.default_rng(0).integers(0, 256, (len(LABELS), CHANNELS, SIZE, SIZE), np.uint8)
 
@@ -80,6 +83,15 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(CorruptShard, match="can't be read as parquet"):
         Feed.open(run.dataset.url, ratio=2)
+
+
+def test_the_readmes_example_trains(tmp_path: Path) -> None:
+    text, = re.findall(r"```python\n(import torch\nfrom pipeline.feed.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    url = published(tmp_path).dataset.url
+    text = text.replace('Feed.open("out/digits")', f'Feed.open({url!r}, ratio=1)').replace("32 * 32", "3 * 8 * 8")
+    seen: dict[str, Any] = {}
+    exec(text, seen)
+    assert float(seen["loss"]) < 1.0                         # guessing among four classes: 1.39
 
 
 def example(real: int = 40, synthetic: int = 8) -> Feed:
