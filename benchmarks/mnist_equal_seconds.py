@@ -1,8 +1,8 @@
 """ganmill's default against the textbook conditional DCGAN: MNIST, the same seconds in the same run.
 
-Both train on all 60,000 training images. Both are judged by a classifier that learnt the same
-images, on samples with even labels against the 10,000 test images, at 28×28 (ganmill's 32×32 is MNIST padded by its
-border, which is cut off again).
+Both train on all 60,000 training images. Both are judged by a classifier that learnt the same images, on samples with even
+labels against the 10,000 test images, at 28×28. ganmill trains at that size too (`prepare.resolution: 28`); with
+`--resolution 32`, its config's default, on MNIST padded by its border, which is cut off again.
 
     python benchmarks/mnist_equal_seconds.py --data FOLDER_OF_IDX_FILES [--seconds 150] [--seeds 1] [--picture out.png]
 """
@@ -12,6 +12,8 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "active")       # for both; as ganmill sets it; before torch is loaded
 
 import torch
 from machine import machine
@@ -50,22 +52,24 @@ def judge(images: Tensor, labels: Tensor, cache: Path | None) -> Classifier:
     return net
 
 
-def ours(model: str, images: Tensor, labels: Tensor, seconds: float, seed: int) -> tuple[Sampler, float, str]:
+def ours(model: str, images: Tensor, labels: Tensor, seconds: float, seed: int, side: int) -> tuple[Sampler, float, str]:
     """(sampler, thousands of images seen, description) of ganmill's preset for these data and seconds.
 
     Args:
         model: a family or `auto`, `@N` behind it for another batch size than the preset's.
+        side: px that it trains at, 28 or 32.
     """
-    padded = F.pad(images, (2, 2, 2, 2))
+    border = (side - 28) // 2
+    padded = F.pad(images, (border,) * 4)
     counts = torch.bincount(labels, minlength=CLASSES).tolist()
     family, _, batch = model.partition("@")
-    spec, recipe, _ = choose(family, 32, 1, counts, Budget(seconds=seconds), batch_size=int(batch) if batch else None)
+    spec, recipe, _ = choose(family, side, 1, counts, Budget(seconds=seconds), batch_size=int(batch) if batch else None)
     state = gan.loop.train(padded, labels, spec, recipe, seed=seed)
 
     def sampler(y: Tensor) -> Tensor:
-        return generate(state.ema, y, torch.arange(10**6, 10**6 + len(y)).numpy())[..., 2:-2, 2:-2]
+        return generate(state.ema, y, torch.arange(10**6, 10**6 + len(y)).numpy())[..., border:side - border, border:side - border]
 
-    return sampler, state.kimg, f"ganmill {model} ({spec.family}, batch {recipe.batch_size}, {recipe.precision})"
+    return sampler, state.kimg, f"ganmill {model} ({spec.family}, {side} px, batch {recipe.batch_size})"
 
 
 def textbook(images: Tensor, labels: Tensor, seconds: float, seed: int) -> tuple[Sampler, float, str]:
@@ -107,6 +111,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--models", default="auto", help="comma-separated families of ganmill")
+    parser.add_argument("--resolution", type=int, default=28, choices=(28, 32))
     parser.add_argument("--judge", type=Path, help="cache of the judge")
     parser.add_argument("--picture", type=Path, help="PNG with the default's samples, one row a class")
     arguments = parser.parse_args()
@@ -125,7 +130,7 @@ def main() -> None:
         peer = figures(net, sampler, real)
         show(name, kimg, arguments.seconds, peer)
         for model in arguments.models.split(","):
-            sampler, kimg, name = ours(model, train, train_y, arguments.seconds, seed)
+            sampler, kimg, name = ours(model, train, train_y, arguments.seconds, seed, arguments.resolution)
             row = figures(net, sampler, real)
             show(name, kimg, arguments.seconds, row)
             print(f"  FD against the textbook's at equal seconds: {row['FD'] / peer['FD']:.2f}", flush=True)
