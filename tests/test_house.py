@@ -9,7 +9,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"gan": 0, "pipeline": 1, "flows": 2}
 OUTSIDE_OF_GAN = {"ray", "fsspec", "prefect", "pyarrow", "pydantic", "yaml", "PIL", "cv2", "sklearn", "typer", "rich", "scipy"}
 RAY_ROOMS = {"pipeline/cluster.py", "pipeline/training.py", "pipeline/fanout.py", "pipeline/lift/remote.py", "pipeline/feed.py"}
-FSSPEC_ROOMS = {"pipeline/store.py"}
 
 
 def python_files(floor: str) -> list[Path]:
@@ -37,7 +36,7 @@ def faults(floor: str, file: Path, imports: set[str]) -> list[str]:
         found += [f"{name} imports prefect" for other in imports & {"prefect"}]
     if name not in RAY_ROOMS:
         found += [f"{name} imports ray" for other in imports & {"ray"}]
-    if name not in FSSPEC_ROOMS and not name.startswith("pipeline/store"):
+    if not name.startswith("pipeline/store/"):
         found += [f"{name} imports {other}" for other in imports & {"fsspec", "s3fs"}]
     return found
 

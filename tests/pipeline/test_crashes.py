@@ -20,15 +20,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import keys, store
+from pipeline import keys
 from pipeline.errors import GanmillError, MissingObject, PublicationConflict, StoreError
 from pipeline.publication import verify
-from pipeline.store import Store
+from pipeline.store import Store, objects
 from tests.pipeline.small import SmallRun, small_run
 from tests.servers import S3Server, faulty
 
 FORMATS = ["parquet", "png", "webdataset"]
-WRITES = ("put", "put_if_absent", "swap", "delete", "delete_prefix")
+WRITES = ("put", "put_if_absent", "copy", "swap", "delete", "delete_prefix")
 MADE = {"cat": 17, "größe/2": 0, "empty": 0, "dog": 9}
 
 
@@ -245,7 +245,7 @@ def test_half_written_files_are_swept_when_they_are_old(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(objects, "BACKOFF_S", 0.001)
 
 
 @pytest.mark.parametrize("format_name", ["parquet", "png"])

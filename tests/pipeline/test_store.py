@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import faults, store
+from pipeline import faults
 from pipeline.errors import MissingObject, StoreError
-from pipeline.store import Capabilities, ObjectInfo, Store, clear_errors, json_bytes, open_filesystem
+from pipeline.store import Capabilities, ObjectInfo, Store, addresses, clear_errors, json_bytes, objects, open_filesystem, opening
+from pipeline.store import local as local_disk
 from tests.servers import S3Server, faulty
 
 
@@ -35,7 +36,7 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """No real waiting between tries; the waits asked for."""
     waits: list[float] = []
-    monkeypatch.setattr(store.time, "sleep", waits.append)
+    monkeypatch.setattr(objects.time, "sleep", waits.append)
     yield waits
 
 
@@ -83,6 +84,56 @@ def test_delete(any_store: Store) -> None:
         any_store.delete_prefix("")
 
 
+def test_copy(any_store: Store) -> None:
+    any_store.put("a/x", b"one")
+    any_store.put("b/y", b"old")
+    any_store.copy("a/x", "b/y")
+    any_store.copy("a/x", "new/folder/z")
+    any_store.copy("a/x", "new/folder/z")            # again, onto the same content
+    any_store.put("a/x", b"two")                     # what was copied is no longer bound to it
+    assert any_store.get("b/y") == any_store.get("new/folder/z") == b"one"
+    any_store.copy_all([("a/x", f"many/{i}") for i in range(20)])
+    assert [any_store.get(info.key) for info in any_store.list("many")] == [b"two"] * 20
+    with pytest.raises(MissingObject, match=r"can't copy .*a/none"):
+        any_store.copy("a/none", "b/z")
+    with pytest.raises(StoreError, match="is no key"):
+        any_store.copy("a/x", "../z")
+    assert len(any_store.list()) == 23
+
+
+def test_copies_on_a_disk_are_names_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = Store(str(tmp_path))
+    local.put("a", b"content")
+    local.copy("a", "b")
+    assert (tmp_path / "a").stat().st_ino == (tmp_path / "b").stat().st_ino
+
+    def refuse(source: Any, target: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    local.copy("a", "c")
+    assert local.get("c") == b"content" and (tmp_path / "c").stat().st_nlink == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_folders(any_store: Store) -> None:
+    assert any_store.folders() == any_store.folders("x") == []
+    for key in ("x/b/1", "x/b/2", "x/a/c/d", "x/e", "y/f"):
+        any_store.put(key, b"")
+    assert any_store.folders() == ["x", "y"] and any_store.folders("x") == ["a", "b"] and any_store.folders("x/b") == []
+
+
+def test_deleting_a_folder_takes_few_requests(s3_server: S3Server) -> None:
+    with faulty(s3_server) as proxy:
+        remote = Store(f"s3://{s3_server.new_bucket()}/p", proxy.server.options)
+        remote.put_all_if_absent([(f"gone/{i}/ü &<{i}>", b"x") for i in range(30)] + [("stays", b"x"), ("gone2/x", b"x")])
+        before = len(proxy.seen)
+        remote.delete_prefix("gone")
+        remote.delete_prefix("gone")
+        assert len(proxy.seen) - before <= 6
+        assert [info.key for info in remote.list()] == ["gone2/x", "stays"]
+
+
 def test_put_if_absent(any_store: Store) -> None:
     assert any_store.put_if_absent("k", b"one")
     assert not any_store.put_if_absent("k", b"two")
@@ -91,7 +142,7 @@ def test_put_if_absent(any_store: Store) -> None:
 
 
 def test_put_all_if_absent(any_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "FILES_AT_A_TIME", 3)
+    monkeypatch.setattr(local_disk, "FILES_AT_A_TIME", 3)
     any_store.put("d/2", b"before")
     wanted = [(f"d/{i}", b"%d" % i) for i in range(8)] + [("e/x", b"")]
     for _ in range(2):
@@ -282,7 +333,7 @@ def test_transient_faults_are_survived(s3_server: S3Server, kind: str, quick: li
             assert len(shaky.list()) == 6 and shaky.size("o0") == 1000
             assert proxy.faults > 4
     if kind in ("500", "503"):
-        assert quick and max(quick) <= store.MAX_BACKOFF_S
+        assert quick and max(quick) <= objects.MAX_BACKOFF_S
 
 
 @pytest.mark.parametrize(("kind", "message"), [
@@ -293,8 +344,8 @@ def test_lasting_faults_are_told(s3_server: S3Server, kind: str, message: str, q
     with faulty(s3_server, lambda n, method, path: kind) as proxy:
         with pytest.raises(StoreError, match=f"can't write s3://some-bucket/x/k: .*{message}"):
             Store("s3://some-bucket/x", proxy.server.options).put("k", b"1")
-        assert len(proxy.seen) == (store.MAX_TRIES if kind == "503" else 1)
-    assert len(quick) == (store.MAX_TRIES - 1 if kind == "503" else 0)
+        assert len(proxy.seen) == (objects.MAX_TRIES if kind == "503" else 1)
+    assert len(quick) == (objects.MAX_TRIES - 1 if kind == "503" else 0)
 
 
 def test_probing_an_unreachable_store_takes_seconds() -> None:
@@ -332,7 +383,7 @@ def test_s3_without_its_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(protocol: str) -> type:
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr(store.fsspec, "get_filesystem_class", absent)
+    monkeypatch.setattr(addresses.fsspec, "get_filesystem_class", absent)
     with pytest.raises(StoreError, match=r"can't open s3://bucket/x: no driver .* pip install 'ganmill\[s3\]'"):
         Store("s3://bucket/x", {"key": "new"}).put("k", b"1")
 
@@ -364,7 +415,7 @@ def test_no_secret_in_any_message(monkeypatch: pytest.MonkeyPatch, quick: list[f
                 def put(self, path: str, data: bytes, error: Exception = error) -> None:
                     raise error from ValueError(planted)  # noqa: B023
 
-            monkeypatch.setattr(store, "_backend", lambda *a: Broken())
+            monkeypatch.setattr(opening, "backend", lambda *a: Broken())
             with pytest.raises(StoreError) as caught:
                 Store(url, canaries).put("k", b"1")
             said += str(caught.value) + repr(caught.value.__cause__)

@@ -1,0 +1,22 @@
+"""What a kind of store must do."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+
+class Backend(Protocol):
+    """What a kind of store must do; paths are absolute within it, errors are its own."""
+
+    conditions: bool                                 # whether `create` and `swap` are atomic in the store itself
+
+    def get(self, path: str) -> tuple[bytes, str]: ...                         # content, token
+    def size(self, path: str) -> int: ...
+    def put(self, path: str, data: bytes) -> None: ...
+    def create(self, path: str, data: bytes) -> None: ...                      # FileExistsError or a 412
+    def swap(self, path: str, data: bytes, token: str) -> None: ...            # the same
+    def copy(self, source: str, path: str) -> None: ...                        # over what is there, whole or not at all
+    def folders(self, folder: str) -> Sequence[str]: ...                           # names right below it; any order
+    def list(self, folder: str) -> Iterator[tuple[str, int]]: ...              # path below folder, bytes
+    def delete(self, path: str) -> None: ...
+    def delete_all(self, folder: str) -> None: ...
+    def sweep(self, folder: str, before: float) -> None: ...                   # Unix time
