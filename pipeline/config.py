@@ -215,6 +215,7 @@ class PublishConfig(Section):
 
     url: str
     storage_options: dict[str, Any] = Field(default_factory=dict)
+    retention: int | None = Field(None, ge=1)        # latest versions to keep; None: all
 
     @field_validator("url")
     @classmethod

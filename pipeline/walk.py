@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import keys, runs
 from pipeline.config import Config
-from pipeline.errors import GateRefused
+from pipeline.errors import CorruptShard, GateRefused, StoreError
 from pipeline.plan import Plan, PlanRecord
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict, Version
@@ -143,7 +143,23 @@ def publish(
         planned.record.version, attachments,
     )
     progress.note(f"{version.name} is visible: {version.rows:,} images in {version.shards} objects")
+    _retire(config, run, progress)
     return version
+
+
+def _retire(config: Config, run: Run, progress: Progress) -> None:
+    """Removes old versions as `publish.retention` says. The new one is out by now, so a store that refuses is no failure."""
+    from pipeline.retention import retire
+
+    if config.publish.retention is None:
+        return
+    try:
+        retired = retire(run.dataset, config.publish.retention)
+    except (StoreError, CorruptShard) as e:
+        progress.note(f"old versions stay for now: {e}")
+        return
+    if retired:
+        progress.note(f"removed {', '.join(retired)}: publish.retention keeps {config.publish.retention}")
 
 
 def report(
