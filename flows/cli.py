@@ -81,6 +81,7 @@ def verify(
     url: Annotated[str, typer.Argument(help="A dataset's URL, <publish.url>/<name>, or a version's below it.")],
     deep: Annotated[bool, typer.Option("--deep", help="Decode every row too: labels, uids, images.")] = False,
     orphans: Annotated[bool, typer.Option("--orphans", help="List objects that no version refers to.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="With --orphans: remove them, if the version is sound.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check size and sha256 of every shard of a version against its manifest; exit 1 on the first fault, naming it."""
@@ -88,7 +89,7 @@ def verify(
     def work() -> dict[str, Any]:
         from flows.inspection import verify_dataset
 
-        return verify_dataset(url, deep, orphans)
+        return verify_dataset(url, deep, orphans, remove)
 
     _finish(work, as_json, resume=None)
 

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 
 MAX_CLASSES_SHOWN = 30
 # Rough costs for the estimate, seconds per unit on two CPU cores; the run itself reports what it took.
@@ -62,17 +63,22 @@ def show_dataset(url: str) -> dict[str, Any]:
     return {"text": "\n\n".join(_described(version) for version in found["versions"]), **found}
 
 
-def verify_dataset(url: str, deep: bool, orphans: bool) -> dict[str, Any]:
-    """Checks every shard of a version; raises `CorruptShard` at the first fault."""
-    from pipeline.publication import verify
+def verify_dataset(url: str, deep: bool, orphans: bool, remove: bool = False) -> dict[str, Any]:
+    """Checks every shard of a version; raises `CorruptShard` at the first fault. Then, with `remove`, clears orphans away."""
+    from pipeline.publication import locate, verify
+    from pipeline.retention import collect_garbage
 
+    if remove and not orphans:
+        raise ConfigError("--remove removes orphans: give it together with --orphans")
     found = verify(url, deep=deep, orphans=orphans)
+    removed = collect_garbage(locate(url)[0]) if remove else []
+    gone = set(removed)
     lines = [f"ok: {found['version']}: {found['rows']:,} rows in {found['shards']:,} objects, {found['bytes'] / 2**20:.1f} MiB, "
              + ("every row decoded" if deep else "every sha256 right")]
     if orphans:
-        lines += [f"orphan: {key}" for key in found["orphans"]] or ["no orphans"]
+        lines += [f"{'removed' if key in gone else 'orphan'}: {key}" for key in found["orphans"]] or ["no orphans"]
         lines += [f"not published (in the making, or given up): {name}" for name in found["unpublished"]]
-    return {"text": "\n".join(lines), **found}
+    return {"text": "\n".join(lines), **found, **({"removed": removed} if remove else {})}
 
 
 def _described(version: dict[str, Any]) -> str:
@@ -89,10 +95,13 @@ def _described(version: dict[str, Any]) -> str:
         "scores     " + ", ".join(f"{name} {value:g}" for name, value in scores.items() if value is not None),
         _table(("class", "real", "synthetic"), [(name, real.get(name, 0), made[name]) for name in version["classes"]]),
     ]
-    changes = (version["changes"] or {}).get("rows_per_class", {})
+    if version["continues"]:
+        lines.append(f"continues  {version['continues']['version']}: {version['continues']['rows']:,} of its images, made no second time")
     if version["changes"] is not None:
-        told = ", ".join(f"{name} {more:+,}" for name, more in changes.items()) or "none in the rows per class"
-        lines.append(f"changes since the version before: {told}")
+        changes = version["changes"]
+        rows = ", ".join(f"{name} {more:+,}" for name, more in changes["rows_per_class"].items()) or "none in the rows per class"
+        lines.append(f"changes since the version before: {rows}")
+        lines.append("changes in scores: " + (", ".join(f"{name} {more:+g}" for name, more in changes["scores"].items()) or "none"))
     return "\n".join(lines)
 
 

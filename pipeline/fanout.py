@@ -27,7 +27,7 @@ from pipeline.errors import (
     SamplingFailed,
     StoreError,
 )
-from pipeline.mint import Generate, Mint, MintJob, RowFilter, load_gan
+from pipeline.mint import Generate, KeptShards, Mint, MintJob, RowFilter, load_gan
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, ShardSpec, Snapshot
@@ -71,6 +71,7 @@ def sample(
         seed=config.seed, classes=snapshot.classes, format=config.sample.format, checkpoint_key=checkpoint.key,
         checkpoint_sha256=checkpoint.sha256, run=run, version=folder,
         load=load or functools.partial(load_gan, device="cuda" if gpu else "cpu"), load_filter=load_filter,
+        kept=_kept(plan, dataset, version),
     )
     all_rows = plan.rows if isinstance(plan, Plan) else sum(spec.rows for spec in plan)
     tally = _Tally(progress, sum(receipt.rows for receipt in done.values()), all_rows, len(done), len(plan))
@@ -84,6 +85,13 @@ def sample(
         finally:
             pool.close()
     return [done[index] for index in sorted(done)]
+
+
+def _kept(plan: Sequence[ShardSpec], dataset: Store, version: str) -> KeptShards | None:
+    if not isinstance(plan, Plan) or plan.kept is None:
+        return None
+    return KeptShards(plan.kept_shards, dataset, keys.version(plan.kept.version), keys.run(plan.kept.run_id),
+                      keys.version(version))
 
 
 def in_process(config: Config, *stores: Store) -> bool:
@@ -110,7 +118,7 @@ def finished(
         if key not in read:
             continue
         receipt = read.pop(key)
-        if receipt is not None and _fits(receipt, spec, seed, classes) and not _damaged(receipt, sizes):
+        if receipt is not None and receipt.fits(spec, seed, classes) and not _damaged(receipt, sizes):
             done[spec.index] = receipt
             continue
         _withdraw(run, key, bundle_of)
@@ -163,11 +171,6 @@ def _read(run: Store, key: str) -> Receipt | None:
         if isinstance(e, StoreError) and "not valid JSON" not in str(e):
             raise
         return None
-
-
-def _fits(receipt: Receipt, spec: ShardSpec, seed: int, classes: Sequence[str]) -> bool:
-    asked = {classes[part.label]: part.count for part in spec.parts}
-    return receipt.index == spec.index and receipt.rows_per_class == asked and receipt.seed == seed
 
 
 def _damaged(receipt: Receipt, sizes: Mapping[str, int]) -> list[str]:

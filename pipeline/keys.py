@@ -28,6 +28,7 @@ TRAINED = "checkpoint.json"
 SCORECARD = "scorecard.json"
 VERDICT = "verdict.json"
 GRIDS = "grids"
+EVALUATION = "evaluation"
 NEAREST = "evaluation/nearest.png"
 FILTER = "evaluation/filter.safetensors"
 LIFT = "evaluation/lift.json"
@@ -118,6 +119,11 @@ def parquet_shard(index: int, of: int, sha256: str) -> str:
 def tar_shard(index: int, sha256: str) -> str:
     """A WebDataset shard, in a version's folder."""
     return f"{DATA}/train-{index:05d}-{sha256[:8]}.tar"
+
+
+def kept_shard(format_name: str, index: int, of: int, sha256: str) -> str:
+    """A shard that another version has under its own number of shards, in this version's folder."""
+    return parquet_shard(index, of, sha256) if format_name == "parquet" else tar_shard(index, sha256)
 
 
 def image(class_name: str, uid: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import keys
 from pipeline.config import Config
 from pipeline.errors import CorruptShard, MissingObject, StoreError
+from pipeline.plan import Kept
 from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict
 from pipeline.redaction import public_url
 from pipeline.store import Store, compact_json, json_bytes
@@ -38,7 +39,7 @@ class Pointer:
 def build(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict,
     receipts: Sequence[Receipt], run_id: str, version: str, previous: str | None, software: Mapping[str, str],
-    metadata: bytes = b"",
+    metadata: bytes = b"", kept: Kept | None = None,
 ) -> dict[str, Any]:
     """The manifest of a version, with all its shards in line. Pure.
 
@@ -46,6 +47,7 @@ def build(
         receipts: one a shard, in the plan's order.
         previous: the version that this one follows.
         metadata: `png`: the content of metadata.jsonl.
+        kept: the version that this one continues.
     """
     rows = dict.fromkeys(snapshot.classes, 0)
     rejects: dict[str, int] = {}
@@ -73,7 +75,8 @@ def build(
         "scores": {name: value if math.isfinite(value) else None for name, value in scorecard.scores.items()},
         "verdict": verdict.to_json(),
         "recommended_mix": {"ratio": scorecard.lift.chosen_ratio} if scorecard.lift is not None else {},
-        "rejects": rejects, "software": dict(software), "previous": previous,
+        "rejects": rejects, "software": dict(software), "previous": previous, "filter": dict(config.sample.filter),
+        "continues": {"version": kept.version, "rows": kept.plan.rows, "shards": len(kept.plan)} if kept else None,
     }
     if metadata:
         manifest["metadata"] = {"key": keys.METADATA, "bytes": len(metadata),

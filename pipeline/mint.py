@@ -4,7 +4,9 @@ What a shard holds follows from (run seed, spec, checkpoint) alone: not from who
 here knows of Ray; `fanout` calls it from actors or, for stores that live in this process, from threads.
 """
 
+import dataclasses
 import hashlib
+import json
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline import keys, seeds
-from pipeline.errors import CorruptShard, SamplingFailed
+from pipeline.errors import CorruptShard, MissingObject, SamplingFailed
 from pipeline.records import Receipt, ShardSpec
 from pipeline.shards import EncodedShard, ShardRows, encode
 from pipeline.store import Store, compact_json
@@ -46,6 +48,18 @@ class MintJob:
     version: Store                                   # the version's folder
     load: Callable[[bytes], Generate]                # checkpoint → generator
     load_filter: Callable[[Store], RowFilter] | None = None   # run folder → filter
+    kept: "KeptShards | None" = None
+
+
+@dataclass(frozen=True)
+class KeptShards:
+    """The first shards of a version that continues another: they lie in that other one's folder already."""
+
+    count: int
+    dataset: Store
+    version: str                                     # folder of the other version …
+    run: str                                         # … and of the run that made it, in the dataset's folder
+    into: str                                        # folder of the version to be
 
 
 class Mint:
@@ -74,6 +88,10 @@ class Mint:
             StoreError: a put failed.
         """
         started = time.monotonic()
+        kept = self._job.kept
+        taken = take_over(spec, kept, self._job) if kept is not None and spec.index < kept.count else None
+        if taken is not None:
+            return self._stored(taken)
         self._load()
         with self._turns:
             rows, rejects = self._draw(spec)
@@ -81,10 +99,13 @@ class Mint:
         stored = self._put(encoded)
         if encoded.metadata:
             self._job.run.put(keys.metadata_part(spec.index), encoded.metadata)
-        receipt = self._receipt(spec, rows, encoded, stored, rejects, time.monotonic() - started)
-        if self._job.run.put_if_absent(keys.receipt(spec.index), compact_json(vars(receipt))):
+        return self._stored(self._receipt(spec, rows, encoded, stored, rejects, time.monotonic() - started))
+
+    def _stored(self, receipt: Receipt) -> Receipt:
+        """Puts the receipt; the one that lies there then."""
+        if self._job.run.put_if_absent(keys.receipt(receipt.index), compact_json(vars(receipt))):
             return receipt
-        return Receipt.from_json(self._job.run.get_json(keys.receipt(spec.index)))
+        return Receipt.from_json(self._job.run.get_json(keys.receipt(receipt.index)))
 
     def _receipt(
         self, spec: ShardSpec, rows: ShardRows, encoded: EncodedShard, stored: list[dict[str, Any]],
@@ -174,6 +195,26 @@ class Mint:
         # A file's key does not hold its hash, so what an earlier try left there, maybe on other hardware, counts.
         there = self._job.version.put_all_if_absent([(file.key, file.data) for file in encoded.objects])
         return [_facts(file.key, data) for file, data in zip(encoded.objects, there)]
+
+
+def take_over(spec: ShardSpec, kept: KeptShards, job: MintJob) -> Receipt | None:
+    """Copies a finished shard from the version that this one continues, within the store; its receipt.
+
+    None when the other version or its receipt is gone meanwhile or doesn't fit: then the shard is made anew, and holds
+    the same rows.
+    """
+    try:
+        old = Receipt.from_json(json.loads(kept.dataset.get(f"{kept.run}/{keys.receipt(spec.index)}")))
+        if not old.fits(spec, job.seed, job.classes):
+            return None
+        key = old.key if old.files else keys.kept_shard(job.format, spec.index, spec.of, old.sha256)
+        objects = [(entry["key"], entry["key"]) for entry in old.files] or [(old.key, key)]
+        kept.dataset.copy_all([(f"{kept.version}/{a}", f"{kept.into}/{b}") for a, b in objects])
+        if old.files:
+            job.run.put(old.key, kept.dataset.get(f"{kept.run}/{old.key}"))
+    except (MissingObject, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return dataclasses.replace(old, key=key)
 
 
 def load_gan(data: bytes, device: str = "cpu") -> Generate:

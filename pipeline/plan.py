@@ -4,6 +4,7 @@ The plan is pure: the same counts and target give the same shards, whoever makes
 time. It is written down once per run, with the fingerprint of what it was made from, and never changes after that.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,25 +25,48 @@ _CHUNK = 2**18                                       # numbers held at a time wh
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The published version that a plan continues: its shards come first and are taken over as they are."""
+
+    plan: "Plan"
+    version: str
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Plan(Sequence[ShardSpec]):
     """The shards of a version, each worked out when asked for: a million shards take no more memory than ten.
 
     Row k of a class with n rows stands at (k + ½)/n on a clock that all classes share; shard i takes the rows from
     i · `rows_per_shard` on in the order of that clock. So every shard has the classes in about the same proportions,
     all shards but the last are full, and each class's rows are numbered without gap or overlap.
+
+    A plan that continues a version begins with that version's shards, unchanged; only what its classes have more is cut
+    into shards as above, and numbered on from there.
     """
 
     classes: tuple[str, ...]
-    rows_per_class: dict[str, int]                   # zeros included
+    rows_per_class: dict[str, int]                   # zeros included, and what is kept
     rows_per_shard: int
+    kept: Kept | None = None
 
     @property
     def rows(self) -> int:
         """Rows of all shards."""
         return sum(self.rows_per_class.values())
 
+    @property
+    def kept_shards(self) -> int:
+        """Shards of the version that this plan continues."""
+        return len(self.kept.plan) if self.kept else 0
+
+    @property
+    def kept_rows(self) -> int:
+        """Their rows."""
+        return self.kept.plan.rows if self.kept else 0
+
     def __len__(self) -> int:
-        return -(-self.rows // self.rows_per_shard)
+        return self.kept_shards - (self.kept_rows - self.rows) // self.rows_per_shard
 
     @overload
     def __getitem__(self, index: int) -> ShardSpec: ...
@@ -62,22 +86,34 @@ class Plan(Sequence[ShardSpec]):
         return next(self._specs(at, at + 1))
 
     def __iter__(self) -> Iterator[ShardSpec]:
-        step = max(1, _CHUNK // max(1, len(self.classes)))
-        for first in range(0, len(self), step):
-            yield from self._specs(first, min(first + step, len(self)))
+        yield from self._specs(0, len(self))
 
     def _specs(self, first: int, end: int) -> Iterator[ShardSpec]:
-        taken = self._taken(np.arange(first, end + 1, dtype=np.int64) * self.rows_per_shard)
-        counts = np.diff(taken, axis=0)
+        of, kept = len(self), self.kept_shards
+        if self.kept and first < kept:
+            for spec in self.kept.plan._specs(first, min(end, kept)):
+                yield dataclasses.replace(spec, of=of)
+        step = max(1, _CHUNK // max(1, len(self.classes)))
+        for start in range(max(first, kept), end, step):
+            yield from self._new_specs(start, min(start + step, end), of)
+
+    def _new_specs(self, first: int, end: int, of: int) -> Iterator[ShardSpec]:
+        taken = self._taken((np.arange(first, end + 1, dtype=np.int64) - self.kept_shards) * self.rows_per_shard)
+        counts, earlier = np.diff(taken, axis=0), self._kept_per_class()
         for i in range(end - first):
             labels = np.flatnonzero(counts[i])
-            parts = tuple(ShardPart(int(c), int(taken[i, c]), int(counts[i, c])) for c in labels)
-            yield ShardSpec(first + i, len(self), parts)
+            parts = tuple(ShardPart(int(c), int(earlier[c] + taken[i, c]), int(counts[i, c])) for c in labels)
+            yield ShardSpec(first + i, of, parts)
+
+    def _kept_per_class(self) -> np.ndarray:
+        kept = self.kept.plan.rows_per_class if self.kept else {}
+        return np.array([kept.get(name, 0) for name in self.classes], dtype=np.int64)
 
     def _taken(self, rows: np.ndarray) -> np.ndarray:
-        """How many of each class are among the first `rows` rows: (n,) → (n, classes), each line adding up exactly."""
-        sizes = np.array([self.rows_per_class[name] for name in self.classes], dtype=np.uint64)
-        wanted = np.minimum(rows, self.rows).astype(np.uint64)
+        """How many of each class are among the first `rows` new rows: (n,) → (n, classes), each line adding up exactly."""
+        every = np.array([self.rows_per_class[name] for name in self.classes], dtype=np.int64)
+        sizes = (every - self._kept_per_class()).astype(np.uint64)
+        wanted = np.minimum(rows, self.rows - self.kept_rows).astype(np.uint64)
 
         def passed(clock: np.ndarray) -> np.ndarray:     # rows of each class that stand before `clock` / 2**_BITS
             return (clock[:, None] * sizes + np.uint64(2 ** (_BITS - 1))) >> np.uint64(_BITS)
@@ -105,7 +141,20 @@ class PlanRecord(Record):
     shards: int
     format: str
     made_of: dict[str, str]                          # what → fingerprint
+    continues: tuple[dict[str, Any], ...] = ()       # the versions that it continues, the first one first: `link`
     format_version: int = 1
+
+    def plan(self, classes: tuple[str, ...]) -> Plan:
+        """The plan that was written down."""
+        kept = None
+        for link in self.continues:
+            kept = Kept(Plan(classes, link["rows_per_class"], link["rows_per_shard"], kept), link["version"], link["run_id"])
+        return Plan(classes, self.rows_per_class, self.rows_per_shard, kept)
+
+    def link(self, run_id: str) -> dict[str, Any]:
+        """This plan as an entry of a later one's `continues`."""
+        return {"version": self.version, "run_id": run_id, "rows_per_class": self.rows_per_class,
+                "rows_per_shard": self.rows_per_shard}
 
 
 def make_plan(counts: Mapping[str, int], classes: Sequence[str], target: Target, rows_per_shard: int) -> Plan:
@@ -199,6 +248,8 @@ def open_plan(
     """The run's plan and the name of its version: the one written down before, else a new one, put if absent.
 
     A plan whose version can't be published any more, because another run's later one is out, makes place for a new one.
+    When the published version has rows of the very same generator, seed, format and filter, and no class has more of them
+    than are asked for now, the new plan continues it.
 
     Raises:
         ConfigError: as `rows_to_make`.
@@ -213,21 +264,45 @@ def open_plan(
         withdraw(run, dataset, stored.version)
         stored = None
     if stored is None:
-        stored = _write_down(config, fresh, made_of, run, latest, now or datetime.now(UTC))
+        continues = _continued(config, fresh, checkpoint, dataset, latest)
+        stored = _write_down(config, fresh, made_of, run, latest, now or datetime.now(UTC), continues)
     _check_same(stored, made_of, run)
-    return Plan(snapshot.classes, stored.rows_per_class, stored.rows_per_shard), stored
+    return stored.plan(snapshot.classes), stored
+
+
+def _continued(
+    config: Config, plan: Plan, checkpoint: Checkpoint, dataset: Store, latest: str
+) -> tuple[dict[str, Any], ...]:
+    """What a new plan can go on from: the latest version and those that it continues; () when that has other rows."""
+    try:
+        published = dataset.get_json(f"{keys.version(latest)}/{keys.MANIFEST}") if latest else {}
+        same = (
+            published.get("seed") == config.seed and published.get("format") == config.sample.format
+            and published.get("filter") == config.sample.filter and published.get("classes") == list(plan.classes)
+            and published["generator"]["digest"] == checkpoint.sha256
+            and all(count <= plan.rows_per_class[name] for name, count in published["rows_per_class"].items())
+        )
+        if not same:
+            return ()
+        run_id = published["run_id"]
+        before = PlanRecord.from_json(dataset.get_json(f"{keys.run(run_id)}/{keys.PLAN}"))
+    except (MissingObject, TypeError, KeyError, AttributeError):     # nothing to go on from: all is made anew
+        return ()
+    return (*before.continues, before.link(run_id)) if before.version == latest else ()
 
 
 def _write_down(
-    config: Config, plan: Plan, made_of: dict[str, str], run: Store, latest: str, now: datetime
+    config: Config, plan: Plan, made_of: dict[str, str], run: Store, latest: str, now: datetime,
+    continues: tuple[dict[str, Any], ...],
 ) -> PlanRecord:
     number = keys.version_number(latest) + 1
     digest = keys.digest_of(*made_of.values(), run.url)
     record = PlanRecord(
         version=keys.version_name(number, now, digest), created=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-        rows_per_class=plan.rows_per_class, rows_per_shard=plan.rows_per_shard, shards=len(plan),
-        format=config.sample.format, made_of=made_of,
+        rows_per_class=plan.rows_per_class, rows_per_shard=plan.rows_per_shard, shards=0,
+        format=config.sample.format, made_of=made_of, continues=continues,
     )
+    record = dataclasses.replace(record, shards=len(record.plan(plan.classes)))
     if run.put_if_absent(keys.PLAN, json_bytes(record.to_json())):
         return record
     return PlanRecord.from_json(run.get_json(keys.PLAN))     # another driver of this run was faster: its plan holds

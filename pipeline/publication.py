@@ -13,7 +13,7 @@ from pipeline import keys, manifest
 from pipeline.config import Config
 from pipeline.errors import CorruptShard, GateRefused, MissingObject, PublicationConflict
 from pipeline.manifest import Pointer
-from pipeline.plan import was_published
+from pipeline.plan import Plan, was_published
 from pipeline.records import Checkpoint, Receipt, Scorecard, ShardSpec, Snapshot, Verdict, Version
 from pipeline.store import Store
 from pipeline.verification import verify
@@ -25,7 +25,7 @@ Attachments = Mapping[str, bytes] | Callable[[dict[str, Any]], Mapping[str, byte
 
 _ESSENCE = ("version", "run_id", "previous", "rows_per_class", "shards", "parts")   # what committers of a run agree on
 _SHOWN = ("version", "created", "rows", "rows_per_class", "bytes", "format", "scores", "verdict", "source", "generator",
-          "recommended_mix", "rejects", "run_id", "seed", "classes", "software")
+          "recommended_mix", "rejects", "run_id", "seed", "classes", "software", "continues")
 MAX_MOVES = 10                                       # tries to move the pointer while others move it too
 
 
@@ -63,6 +63,7 @@ def commit(
         content = manifest.build(
             config, snapshot, checkpoint, scorecard, verdict, ordered, run_id, version,
             pointer.version if pointer is not None else None, _software() if software is None else software, metadata,
+            plan.kept if isinstance(plan, Plan) else None,
         )
         if metadata:
             folder.put(keys.METADATA, metadata)
@@ -181,7 +182,8 @@ def show(url: str, storage_options: Mapping[str, Any] | None = None) -> dict[str
     Returns:
         {url, dataset, latest, versions: […]}, the latest version first. Each version: version, created, rows,
         rows_per_class, bytes, shards, format, scores, verdict, source, generator, recommended_mix, rejects, run_id,
-        seed, and `changes` since the version before: {rows_per_class: {class: more}, scores: {name: difference}}.
+        seed, continues ({version, rows, shards} or None), and `changes` since the version before: {rows_per_class:
+        {class: more}, scores: {name: difference}}.
 
     Raises:
         MissingObject: nothing is published there.

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -202,6 +203,11 @@ class Receipt(Record):
     rejects: dict[str, int] = field(default_factory=dict)       # reason → redrawn rows
     files: tuple[dict[str, Any], ...] = ()           # png: [{"key", "bytes", "sha256"}, …]; else empty
     seconds: float = 0.0
+
+    def fits(self, spec: ShardSpec, seed: int, classes: Sequence[str]) -> bool:
+        """Whether this is the receipt of that shard, in a run of that seed."""
+        asked = {classes[part.label]: part.count for part in spec.parts}
+        return self.index == spec.index and self.rows_per_class == asked and self.seed == seed
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipeline.redaction import public_config
 from pipeline.store import Store
 
 SOFTWARE_VERSION = "0.1.0"
+GENERATOR_SECTIONS = ("seed", "source", "prepare", "train")   # of the config: what decides data and generator
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def open_run(config: Config, run_id: str | None = None) -> Run:
     run.dataset.probe()
     facts = {
         "config": public_config(config), "source_fingerprint": run.source_fingerprint, "code_digest": run.code_digest,
-        "config_digest": config.work_digest(), "software": SOFTWARE_VERSION,
+        "config_digest": config.work_digest(), "generator_config_digest": config.digest(*GENERATOR_SECTIONS),
+        "software": SOFTWARE_VERSION,
     }
     if not run.folder.exists(keys.CONFIG):
         run.folder.put_json(keys.CONFIG, facts)

@@ -31,6 +31,11 @@ def begin(config: Config, run_id: str | None, progress: Progress) -> Run:
     progress.stage("begin")
     run = runs.open_run(config, run_id)
     progress.note(f"run {run.run_id} in {run.folder.where()}")
+    from pipeline.adoption import adopt
+
+    adopted = adopt(config, run)
+    if adopted is not None:
+        progress.note(f"data, generator and evaluation are those of the published run {adopted}: nothing that decides them changed")
     return run
 
 
