@@ -27,7 +27,7 @@ def validate_config(config: Config) -> dict[str, Any]:
     check_resources(config)
     check_address(config)
     source = inspect(config)
-    plan = make_plan(source.rows_per_class["train"], source.classes, config.sample.target, config.sample.rows_per_shard)
+    plan = make_plan(source.rows_per_class["train"], source.classes, config.sample.target, config.rows_per_shard)
     real = source.rows_per_class["train"]
     model = check_model(config, [real[name] for name in source.classes])
     cost = _cost(config, plan.rows, source.estimated_seconds)

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 Family = Literal["auto", "mlp", "dcgan", "sngan", "wgan", "wgan-gp", "r3", "vae", "autoencoder"]
 SourceFormat = Literal["digits", "gaussians", "imagefolder", "parquet", "idx", "webdataset"]
 ShardFormat = Literal["parquet", "png", "webdataset"]
+MAX_SHARD_BYTES = 500 * 2**20
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -180,6 +181,7 @@ class SampleConfig(Section):
     target: Literal["balance"] | dict[str, int] = "balance"
     format: ShardFormat = "parquet"
     rows_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    bytes_per_shard: int | None = Field(None, ge=1)  # instead: as many rows as surely fit
     workers: int = Field(2, ge=1, le=4096)
     gpus_per_worker: float = Field(0, ge=0)
     filter: dict[str, float] = Field(default_factory=dict)
@@ -208,6 +210,13 @@ class SampleConfig(Section):
         if not 0 <= value.get("min_confidence", 0) < 1:
             raise ValueError("min_confidence must be in 0 … 1")
         return value
+
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "SampleConfig":
+        if self.bytes_per_shard is not None and "rows_per_shard" in self.model_fields_set:
+            raise ValueError("give rows_per_shard or bytes_per_shard, not both")
+        return self
 
 
 class PublishConfig(Section):
@@ -251,6 +260,27 @@ class Config(Section):
         if not NAME.fullmatch(value) or len(value) > 63:
             raise ValueError("must be 1 to 63 of a-z, 0-9 and inner dashes (no slash, space or capital)")
         return value
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> "Config":
+        most = MAX_SHARD_BYTES // self.row_bytes
+        if self.sample.format != "png" and self.rows_per_shard > most:
+            key = "rows" if self.sample.bytes_per_shard is None else "bytes"
+            raise ValueError(f"sample.{key}_per_shard: shards could grow past {MAX_SHARD_BYTES / 2**20:.0f} MiB; give at most "
+                             + (f"{most:,}" if key == "rows" else f"{MAX_SHARD_BYTES:,}"))
+        return self
+
+    @property
+    def row_bytes(self) -> int:
+        """The most that a row can take in a shard: its pixels, should they not shrink at all, and what lies beside them."""
+        pixels = self.prepare.resolution**2 * (1 if self.prepare.channels == "grey" else 3)
+        return pixels + self.prepare.resolution + (4096 if self.sample.format == "webdataset" else 512)
+
+    @property
+    def rows_per_shard(self) -> int:
+        """As given, or as many as surely fit into `sample.bytes_per_shard`."""
+        asked = self.sample.bytes_per_shard
+        return self.sample.rows_per_shard if asked is None else max(1, asked // self.row_bytes)
 
     @property
     def dataset_url(self) -> str:

@@ -256,7 +256,7 @@ def open_plan(
         PlanMismatch: this run's plan was made of something else; names what.
     """
     counts = snapshot.rows_per_class["train"]
-    fresh = make_plan(counts, snapshot.classes, config.sample.target, config.sample.rows_per_shard)
+    fresh = make_plan(counts, snapshot.classes, config.sample.target, config.rows_per_shard)
     made_of = {"snapshot": snapshot.fingerprint, "config": config.work_digest(), "checkpoint": checkpoint.sha256}
     latest = _latest(dataset)
     stored = _stored(run)

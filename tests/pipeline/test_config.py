@@ -137,3 +137,23 @@ def test_whatever_comes_in_a_config_or_a_config_error_comes_out(raw: Any) -> Non
             assert isinstance(parse_config(raw), Config)
         except ConfigError as e:
             assert str(e)
+
+
+@pytest.mark.parametrize(("prepare", "format_name", "asked", "rows"), [
+    ({"resolution": 32, "channels": "grey"}, "parquet", 156_800, 100), ({"resolution": 64, "channels": "rgb"}, "parquet", 1_286_399, 99),
+    ({"resolution": 256, "channels": "rgb"}, "webdataset", 1, 1),
+])
+def test_shards_sized_by_bytes(prepare: dict[str, Any], format_name: str, asked: int, rows: int) -> None:
+    sized = parse_config({"name": "x", "source": {"format": "digits"}, "prepare": prepare,
+                          "sample": {"bytes_per_shard": asked, "format": format_name}})
+    assert sized.rows_per_shard == rows
+
+
+@pytest.mark.parametrize(("sample", "message"), [
+    ({"rows_per_shard": 10, "bytes_per_shard": 10}, "give rows_per_shard or bytes_per_shard, not both"),
+    ({"rows_per_shard": 1_000_000}, r"sample\.rows_per_shard: shards could grow past 500 MiB; give at most 334,367"),
+    ({"bytes_per_shard": 2**30}, r"sample\.bytes_per_shard: shards could grow past 500 MiB; give at most 524,288,000"),
+])
+def test_sizes_of_shards_that_are_refused(sample: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"name": "x", "source": {"format": "digits"}, "sample": sample})
