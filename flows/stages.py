@@ -6,7 +6,7 @@ would only repeat itself, and a lost worker is dealt with below, by Ray.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
@@ -95,7 +95,7 @@ def plan(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, p
 
 
 @stage(retries=2)
-def sample(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, plan: Planned, run: Run, progress: Any) -> list[Receipt]:
+def sample(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, plan: Planned, run: Run, progress: Any) -> Sequence[Receipt]:
     """Plan → shards in the store, on Ray; what has a receipt is kept."""
     return walk.sample(config, snapshot, checkpoint, plan, run, progress)
 
@@ -103,7 +103,7 @@ def sample(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, plan: Pla
 @stage(retries=3)
 def publish(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict, plan: Planned,
-    receipts: list[Receipt], run: Run, progress: Any,
+    receipts: Sequence[Receipt], run: Run, progress: Any,
 ) -> Version:
     """Receipts → a version, visible all at once, with its card and report."""
     return walk.publish(config, snapshot, checkpoint, scorecard, verdict, plan, receipts, run, progress)

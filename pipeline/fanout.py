@@ -9,8 +9,9 @@ import functools
 import hashlib
 import re
 import time
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from pipeline.errors import (
     SamplingFailed,
     StoreError,
 )
+from pipeline.ledger import Ledger, Sizes
 from pipeline.mint import Generate, KeptShards, Mint, MintJob, RowFilter, load_gan
 from pipeline.plan import Plan
 from pipeline.progress import Progress
@@ -45,7 +47,7 @@ def sample(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, plan: Sequence[ShardSpec], run: Store, dataset: Store,
     version: str, progress: Progress, *,
     load: Callable[[bytes], Generate] | None = None, load_filter: Callable[[Store], RowFilter] | None = None,
-) -> list[Receipt]:
+) -> Ledger:
     """Makes every shard of the plan that has no valid receipt yet. Ray must be initialised, see `in_process`.
 
     Args:
@@ -74,17 +76,17 @@ def sample(
         kept=_kept(plan, dataset, version),
     )
     all_rows = plan.rows if isinstance(plan, Plan) else sum(spec.rows for spec in plan)
-    tally = _Tally(progress, sum(receipt.rows for receipt in done.values()), all_rows, len(done), len(plan))
+    tally = _Tally(progress, sum(receipt.rows for receipt in done), all_rows, len(done), len(plan))
     tally.tell()
-    missing = (spec for spec in plan if spec.index not in done)
+    missing = (spec for spec in plan if not done.has(spec.index))
     if len(done) < len(plan):
         inside = in_process(config, run, dataset)
         pool: Pool = ThreadPool(job, min(config.sample.workers, local_cpus())) if inside else RayPool(job, config)
         try:
-            done.update(_drive(pool, missing, tally, _Bundler(run)))
+            _drive(pool, missing, tally, _Bundler(run), done)
         finally:
             pool.close()
-    return [done[index] for index in sorted(done)]
+    return done
 
 
 def _kept(plan: Sequence[ShardSpec], dataset: Store, version: str) -> KeptShards | None:
@@ -101,58 +103,61 @@ def in_process(config: Config, *stores: Store) -> bool:
 
 def finished(
     plan: Sequence[ShardSpec], run: Store, version: Store, seed: int, classes: Sequence[str]
-) -> dict[int, Receipt]:
-    """Index → receipt of the shards that are whole in the store, by their receipts and one listing of sizes.
+) -> Ledger:
+    """Receipts of the shards that are whole in the store, by one listing of receipts and one of sizes.
 
     A receipt that doesn't fit the plan, or whose objects are missing or of another size, is removed together with
     those objects, so that the shard is made anew.
     """
-    listed = run.list(keys.RECEIPTS)
-    if not listed:
-        return {}
-    sizes = {info.key: info.size for info in version.list(keys.DATA)}
-    read, bundle_of = _read_all(run, {info.key for info in listed})
-    done: dict[int, Receipt] = {}
-    for spec in plan:
-        key = keys.receipt(spec.index)
-        if key not in read:
+    done, listed, strange = Ledger(len(plan)), bytearray(len(plan)), []
+    for info in run.walk(keys.RECEIPTS):
+        index = keys.receipt_index(info.key)
+        if index is not None and index < len(plan):
+            listed[index] = 1
+        else:                                            # of no shard in this plan
+            strange.append(info.key)
+    for key in strange:
+        run.delete(key)
+    if not any(listed):
+        return done
+    sizes = Sizes(version.walk(keys.DATA))
+    read, bundles_of = _read_all(run, listed)
+    for spec, receipt in zip(plan, read.slots()):
+        if not listed[spec.index]:
             continue
-        receipt = read.pop(key)
         if receipt is not None and receipt.fits(spec, seed, classes) and not _damaged(receipt, sizes):
-            done[spec.index] = receipt
+            done.add(receipt)
             continue
-        _withdraw(run, key, bundle_of)
+        for bundle in bundles_of(spec.index):            # first the copies: they count as long as the receipt is there
+            run.delete(bundle)
+        run.delete(keys.receipt(spec.index))
         for bad in _damaged(receipt, sizes) if receipt is not None else ():
             version.delete(bad)
-    for key in read:                                     # of no shard in this plan
-        _withdraw(run, key, bundle_of)
     return done
 
 
-def _read_all(run: Store, listed: set[str]) -> tuple[dict[str, Receipt | None], dict[str, str]]:
-    """Receipts by key, None where one can't be read, and the bundle that each was found in, if it was.
-
-    A copy in a bundle counts as long as its receipt is listed.
-    """
+def _read_all(run: Store, listed: bytearray) -> tuple[Ledger, Callable[[int], list[str]]]:
+    """The listed receipts, as far as they can be read, and the bundles that each was found in."""
     bundles = [info.key for info in run.list(keys.RECEIPT_BUNDLES)]
-    read: dict[str, Receipt | None] = {}
-    bundle_of: dict[str, str] = {}
+    read, origin = Ledger(len(listed)), array("i", [-1]) * len(listed)
+    also: dict[int, list[str]] = {}                      # two drivers of a run may each have made a copy
     with ThreadPoolExecutor(READERS) as threads:
-        for bundle, copies in zip(bundles, threads.map(lambda key: _read_bundle(run, key), bundles)):
-            for receipt in copies:
-                key = keys.receipt(receipt.index)
-                if key in listed:
-                    read[key], bundle_of[key] = receipt, bundle
-        single = sorted(listed - read.keys())
-        read.update(zip(single, threads.map(lambda key: _read(run, key), single)))
-    return read, bundle_of
-
-
-def _withdraw(run: Store, key: str, bundle_of: Mapping[str, str]) -> None:
-    """Takes a receipt back, the bundle with its copy first."""
-    if key in bundle_of:
-        run.delete(bundle_of[key])
-    run.delete(key)
+        for first in range(0, len(bundles), READERS):
+            some = bundles[first:first + READERS]
+            for number, copies in enumerate(threads.map(lambda key: _read_bundle(run, key), some), first):
+                for receipt in copies:
+                    if 0 <= receipt.index < len(listed) and listed[receipt.index]:
+                        if read.has(receipt.index):
+                            also.setdefault(receipt.index, []).append(bundles[number])
+                        else:
+                            read.add(receipt)
+                            origin[receipt.index] = number
+        single = [index for index in range(len(listed)) if listed[index] and not read.has(index)]
+        for first in range(0, len(single), BUNDLE_RECEIPTS):
+            for found in threads.map(lambda index: _read(run, index), single[first:first + BUNDLE_RECEIPTS]):
+                if found is not None:
+                    read.add(found)
+    return read, lambda index: [*([bundles[origin[index]]] if origin[index] >= 0 else []), *also.get(index, [])]
 
 
 def _read_bundle(run: Store, key: str) -> list[Receipt]:
@@ -162,9 +167,10 @@ def _read_bundle(run: Store, key: str) -> list[Receipt]:
         return []
 
 
-def _read(run: Store, key: str) -> Receipt | None:
+def _read(run: Store, index: int) -> Receipt | None:
     try:
-        return Receipt.from_json(run.get_json(key))
+        found = Receipt.from_json(run.get_json(keys.receipt(index)))
+        return found if found.index == index else None
     except MissingObject:                                # another driver of this run removed it
         return None
     except (StoreError, TypeError, KeyError, AttributeError) as e:
@@ -173,7 +179,7 @@ def _read(run: Store, key: str) -> Receipt | None:
         return None
 
 
-def _damaged(receipt: Receipt, sizes: Mapping[str, int]) -> list[str]:
+def _damaged(receipt: Receipt, sizes: Sizes) -> list[str]:
     """Keys of the receipt's objects that are not there in their full size."""
     objects = receipt.files or ({"key": receipt.key, "bytes": receipt.bytes},)
     return [str(o["key"]) for o in objects if sizes.get(o["key"]) != o["bytes"]]
@@ -256,12 +262,11 @@ class _Tally:
 
 
 def _drive(
-    pool: Pool, missing: Iterable[ShardSpec], tally: _Tally, bundler: _Bundler
-) -> dict[int, Receipt]:
+    pool: Pool, missing: Iterable[ShardSpec], tally: _Tally, bundler: _Bundler, done: Ledger
+) -> None:
     """Keeps the pool busy until every shard has its receipt or has failed for good. Holds only what is in flight."""
     todo: Iterator[Task] = (Task(spec) for spec in missing)
     again: deque[Task] = deque()
-    made: dict[int, Receipt] = {}
     given_up: list[Task] = []
     in_flight, waiting = 0, next(todo, None)
     while waiting is not None or again or in_flight:
@@ -274,7 +279,7 @@ def _drive(
         for task, outcome in pool.wait(POLL_S):
             in_flight -= 1
             if isinstance(outcome, Receipt):
-                made[task.spec.index] = outcome
+                done.add(outcome)
                 tally.add(outcome)
                 bundler.add(outcome)
             elif outcome.error is not None:
@@ -286,7 +291,6 @@ def _drive(
         tally.tell()
     if given_up:
         raise SamplingFailed(_given_up(given_up, tally))
-    return made
 
 
 def _given_up(tasks: list[Task], tally: _Tally) -> str:

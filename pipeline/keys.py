@@ -96,6 +96,12 @@ def receipt(index: int) -> str:
     return f"{RECEIPTS}/{index:05d}.json"
 
 
+def receipt_index(key: str) -> int | None:
+    """The shard whose receipt has this key."""
+    number = key.removeprefix(f"{RECEIPTS}/").removesuffix(".json")
+    return int(number) if number.isascii() and number.isdigit() and receipt(int(number)) == key else None
+
+
 def receipt_bundle(sha256: str) -> str:
     """Copies of many receipts in one object, in a run's folder."""
     return f"{RECEIPT_BUNDLES}/{sha256[:16]}.json"

@@ -6,7 +6,7 @@ Readers start here, never from a listing: `LATEST.json` → `manifest.json` → 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,10 +38,10 @@ class Pointer:
 
 def build(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict,
-    receipts: Sequence[Receipt], run_id: str, version: str, previous: str | None, software: Mapping[str, str],
+    receipts: Iterable[Receipt], run_id: str, version: str, previous: str | None, software: Mapping[str, str],
     metadata: bytes = b"", kept: Kept | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a version, with all its shards in line. Pure.
+    """The manifest of a version, its list of shards left out: see `pack`. Pure.
 
     Args:
         receipts: one a shard, in the plan's order.
@@ -51,7 +51,9 @@ def build(
     """
     rows = dict.fromkeys(snapshot.classes, 0)
     rejects: dict[str, int] = {}
+    size = 0
     for receipt in receipts:
+        size += receipt.bytes
         for name, count in receipt.rows_per_class.items():
             rows[name] += count
         for reason, count in receipt.rejects.items():
@@ -60,8 +62,7 @@ def build(
         "format_version": FORMAT_VERSION, "dataset": config.name, "version": version, "created": created_at(version),
         "run_id": run_id, "seed": config.seed, "format": config.sample.format, "synthetic": True,
         "classes": list(snapshot.classes), "rows": sum(rows.values()), "rows_per_class": rows,
-        "bytes": sum(receipt.bytes for receipt in receipts),
-        "shards": [entry for receipt in receipts for entry in _entries(receipt, snapshot.classes)],
+        "bytes": size, "shards": [],
         "source": {
             "url": public_url(snapshot.source_url), "format": snapshot.source_format,
             "fingerprint": snapshot.source_fingerprint, "listing_fingerprint": snapshot.source_fingerprint,
@@ -89,31 +90,45 @@ def created_at(version: str) -> str:
     return f"{datetime.strptime(version.split('-')[1], '%Y%m%dT%H%M%SZ'):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _entries(receipt: Receipt, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A receipt's objects as the manifest lists them: one, or for `png` one an image."""
-    if not receipt.files:
-        return [{"key": receipt.key, "rows": receipt.rows, "rows_per_class": receipt.rows_per_class,
-                 "bytes": receipt.bytes, "sha256": receipt.sha256}]
-    return [{"key": file["key"], "rows": 1, "rows_per_class": {classes[file["label"]]: 1},
-             "bytes": file["bytes"], "sha256": file["sha256"]} for file in receipt.files]
+def entries(receipts: Iterable[Receipt], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The receipts' objects as the manifest lists them: one a receipt, or for `png` one an image."""
+    for receipt in receipts:
+        if not receipt.files:
+            yield {"key": receipt.key, "rows": receipt.rows, "rows_per_class": receipt.rows_per_class,
+                   "bytes": receipt.bytes, "sha256": receipt.sha256}
+        for file in receipt.files:
+            yield {"key": file["key"], "rows": 1, "rows_per_class": {classes[file["label"]]: 1},
+                   "bytes": file["bytes"], "sha256": file["sha256"]}
 
 
-def split(manifest: dict[str, Any], max_bytes: int = MAX_BYTES) -> tuple[bytes, dict[str, bytes]]:
-    """The manifest as it is put: its own bytes and, when one file would grow past `max_bytes`, its parts by key.
+def pack(listed: Iterable[dict[str, Any]], put: Callable[[str, bytes], None]) -> dict[str, Any]:
+    """The manifest's `shards`; when one file would grow past `MAX_BYTES`, `shards: []` and its `parts`, which are put.
 
-    A split manifest has `shards: []` and `parts: [{key, shards, bytes, sha256}]`; a part is `{"shards": […]}`.
+    A part is `{"shards": […]}`, listed as {key, shards, bytes, sha256}. Whatever is put before the manifest is seen by
+    nobody, so a long list need not be held.
     """
-    whole = json_bytes(manifest)
-    if len(whole) <= max_bytes:
-        return whole, {}
-    shards = manifest["shards"]
-    count = -(-2 * len(whole) // max_bytes)
-    step = -(-len(shards) // count)
-    parts = {keys.manifest_part(i): compact_json({"shards": shards[i * step:(i + 1) * step]})
-             for i in range(-(-len(shards) // step))}
-    listed = [{"key": key, "shards": min(step, len(shards) - i * step), "bytes": len(data),
-               "sha256": hashlib.sha256(data).hexdigest()} for i, (key, data) in enumerate(parts.items())]
-    return json_bytes({**manifest, "shards": [], "parts": listed}), parts
+    parts: list[dict[str, Any]] = []
+    some: list[dict[str, Any]] = []
+    size = 0
+
+    def put_part() -> None:
+        data = compact_json({"shards": some})
+        key = keys.manifest_part(len(parts))
+        put(key, data)
+        parts.append({"key": key, "shards": len(some), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        some.clear()
+
+    for entry in listed:
+        length = len(compact_json(entry)) + 1
+        if some and size + length > MAX_BYTES // 2:      # in line and indented it would be half as long again
+            put_part()
+            size = 0
+        some.append(entry)
+        size += length
+    if not parts:
+        return {"shards": some}
+    put_part()
+    return {"shards": [], "parts": parts}
 
 
 # reading

@@ -6,16 +6,20 @@ One committer checks that every shard is whole, tidies the version's folder, wri
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from pipeline import keys, manifest
 from pipeline.config import Config
 from pipeline.errors import CorruptShard, GateRefused, MissingObject, PublicationConflict
+from pipeline.ledger import Ledger, Sizes
 from pipeline.manifest import Pointer
 from pipeline.plan import Plan, was_published
 from pipeline.records import Checkpoint, Receipt, Scorecard, ShardSpec, Snapshot, Verdict, Version
-from pipeline.store import Store
+from pipeline.store import Store, json_bytes
 from pipeline.verification import verify
 
 __all__ = ["Attachments", "commit", "show", "verify"]
@@ -31,7 +35,7 @@ MAX_MOVES = 10                                       # tries to move the pointer
 
 def commit(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict,
-    plan: Sequence[ShardSpec], receipts: Sequence[Receipt], dataset: Store, run_id: str, version: str,
+    plan: Sequence[ShardSpec], receipts: Iterable[Receipt], dataset: Store, run_id: str, version: str,
     attachments: Attachments, *, software: Mapping[str, str] | None = None,
 ) -> Version:
     """Publishes the version, or finds that it was published before.
@@ -49,8 +53,8 @@ def commit(
     if verdict.enforced and not verdict.passed:
         raise GateRefused(f"{' '.join(verdict.reasons)} Nothing was published.")
     folder, run = dataset.child(keys.version(version)), dataset.child(keys.run(run_id))
-    ordered: list[Receipt] | None = None
-    metadata = b""
+    ordered: Ledger | None = None
+    metadata, packed = b"", {}
     for _ in range(MAX_MOVES):
         pointer, token = manifest.latest(dataset)
         if pointer is not None and was_published(dataset, version):
@@ -60,11 +64,12 @@ def commit(
             ordered = _complete(plan, receipts)
             metadata = _metadata(ordered, run)
             _tidy(folder, ordered, attachments if isinstance(attachments, Mapping) else ())
-        content = manifest.build(
+            packed = manifest.pack(manifest.entries(ordered, snapshot.classes), folder.put)
+        content = packed | {name: value for name, value in manifest.build(
             config, snapshot, checkpoint, scorecard, verdict, ordered, run_id, version,
             pointer.version if pointer is not None else None, _software() if software is None else software, metadata,
             plan.kept if isinstance(plan, Plan) else None,
-        )
+        ).items() if name != "shards"}
         if metadata:
             folder.put(keys.METADATA, metadata)
         content, digest = _put_manifest(folder, content, attachments)
@@ -83,20 +88,22 @@ def _check_order(pointer: Pointer | None, version: str, dataset: Store) -> None:
         )
 
 
-def _complete(plan: Sequence[ShardSpec], receipts: Sequence[Receipt]) -> list[Receipt]:
+def _complete(plan: Sequence[ShardSpec], receipts: Iterable[Receipt]) -> Ledger:
     """The receipts in the plan's order, one a shard."""
-    by_index = {receipt.index: receipt for receipt in receipts}
-    ordered = []
-    for spec in plan:
-        receipt = by_index.pop(spec.index, None)
-        if receipt is None:
+    if not isinstance(receipts, Ledger):
+        given = list(receipts)
+        strange = sorted(receipt.index for receipt in given if receipt.index >= len(plan))
+        if strange:
+            raise CorruptShard(f"receipts of shards {strange[:5]} belong to no shard of the plan")
+        receipts = Ledger(len(plan))
+        for receipt in given:
+            receipts.add(receipt)
+    for spec, found in zip(plan, receipts.slots()):
+        if found is None:
             raise CorruptShard(f"shard {spec.index} of {spec.of} has no receipt: sample again with the same --run-id")
-        if receipt.rows != spec.rows:
-            raise CorruptShard(f"shard {spec.index} holds {receipt.rows} rows, planned were {spec.rows}: sample again")
-        ordered.append(receipt)
-    if by_index:
-        raise CorruptShard(f"receipts of shards {sorted(by_index)[:5]} belong to no shard of the plan")
-    return ordered
+        if found.rows != spec.rows:
+            raise CorruptShard(f"shard {spec.index} holds {found.rows} rows, planned were {spec.rows}: sample again")
+    return receipts
 
 
 def _metadata(receipts: Iterable[Receipt], run: Store) -> bytes:
@@ -116,19 +123,28 @@ def _tidy(folder: Store, receipts: Iterable[Receipt], attachments: Iterable[str]
 
     So a plain glob over `data/` sees the version and nothing else.
     """
-    kept = {keys.MANIFEST, keys.METADATA, keys.CARD, keys.CROISSANT, keys.REPORT, *attachments}
-    sizes = {info.key: info.size for info in folder.list()}
+    sizes, named, listed = Sizes(folder.walk()), array("q"), 0
     for receipt in receipts:
         for entry in receipt.files or ({"key": receipt.key, "bytes": receipt.bytes},):
-            if sizes.get(entry["key"]) != entry["bytes"]:
-                found = f"has {sizes[entry['key']]} bytes" if entry["key"] in sizes else "is missing"
+            size = sizes.get(entry["key"])
+            if size != entry["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes"
                 raise CorruptShard(f"{folder.where(entry['key'])} {found}, its receipt says {entry['bytes']} bytes: "
                                    "sample again with the same --run-id")
-            kept.add(entry["key"])
+            named.append(hash(entry["key"]))
+            listed += 1
     folder.sweep(keys.DATA)
-    for key in sizes:
-        if key not in kept and not key.startswith(f"{keys.MANIFEST_PARTS}/"):
-            folder.delete(key)
+    beside = {keys.MANIFEST, keys.METADATA, keys.CARD, keys.CROISSANT, keys.REPORT, *attachments}
+    if listed + sum(sizes.get(key) is not None for key in beside) == len(sizes):
+        return
+    referenced = np.sort(np.frombuffer(named, dtype=np.int64))
+
+    def kept(key: str) -> bool:
+        at = int(np.searchsorted(referenced, hash(key)))
+        return key in beside or key.startswith(f"{keys.MANIFEST_PARTS}/") or (at < len(referenced) and referenced[at] == hash(key))
+
+    for key in [info.key for info in folder.walk() if not kept(info.key)]:
+        folder.delete(key)
 
 
 def _put_manifest(folder: Store, content: dict[str, Any], attachments: Attachments) -> tuple[dict[str, Any], str]:
@@ -137,12 +153,12 @@ def _put_manifest(folder: Store, content: dict[str, Any], attachments: Attachmen
     A manifest that another committer of this same run put first counts when it says the same of the data, so that
     two of them never disagree on its bytes.
     """
-    data, parts = manifest.split(content)
+    data = json_bytes(content)
     there = _stored(folder)
     if there is not None and all(there[1].get(k) == v for k, v in json.loads(data).items() if k in _ESSENCE):
-        data, content = there[0], {**there[1], "shards": content["shards"]}
+        data, content = there
     files = attachments(content) if callable(attachments) else attachments
-    for key, file in {**files, **parts}.items():
+    for key, file in files.items():
         folder.put(key, file)
     if there is None or there[0] != data:
         folder.put(keys.MANIFEST, data)

@@ -7,6 +7,7 @@ and resumed from what the run folder holds. Keys are relative to the run folder 
 """
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -25,12 +26,17 @@ class Record:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The record that `to_json` wrote; keys of a later version that are unknown here are left out."""
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         return cls(**{k: _revive(hints[k], v) for k, v in data.items() if k in names})
 
 
 _T = TypeVar("_T")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _revive(hint: Any, value: Any) -> Any:

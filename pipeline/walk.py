@@ -114,7 +114,7 @@ def plan(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, p
 
 def sample(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, planned: Planned, run: Run, progress: Progress
-) -> list[Receipt]:
+) -> Sequence[Receipt]:
     """Makes the shards that have no receipt yet, on Ray."""
     from pipeline import fanout
     from pipeline.filtering import filter_loader
@@ -131,7 +131,7 @@ def sample(
 
 def publish(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict, planned: Planned,
-    receipts: list[Receipt], run: Run, progress: Progress,
+    receipts: Sequence[Receipt], run: Run, progress: Progress,
 ) -> Version:
     """Writes card, Croissant, report and manifest, and makes the version visible."""
     from pipeline import publication

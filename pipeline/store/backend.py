@@ -1,7 +1,9 @@
 """What a kind of store must do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
+
+Page = tuple[Iterable[tuple[str, int]], str | None]
 
 
 class Backend(Protocol):
@@ -17,6 +19,7 @@ class Backend(Protocol):
     def copy(self, source: str, path: str) -> None: ...                        # over what is there, whole or not at all
     def folders(self, folder: str) -> Sequence[str]: ...                           # names right below it; any order
     def list(self, folder: str) -> Iterator[tuple[str, int]]: ...              # path below folder, bytes
+    def page(self, folder: str, token: str | None) -> "Page": ...              # the next part of that, and where to go on
     def delete(self, path: str) -> None: ...
     def delete_all(self, folder: str) -> None: ...
     def sweep(self, folder: str, before: float) -> None: ...                   # Unix time

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.store.backend import Page
+
 SYNC_TOGETHER = 32                                   # from so many files on, the whole file system is synced instead
 FILES_AT_A_TIME = 500                                # held open; a process may have 1,024
 _TEMPORARY, _LOCK = ".ganmill-tmp", ".ganmill-lock"
@@ -137,6 +139,9 @@ class LocalDisk:
                 elif not entry.name.endswith((_TEMPORARY, _LOCK)):
                     with contextlib.suppress(FileNotFoundError):
                         yield entry.path[len(folder.rstrip("/")) + 1:], entry.stat().st_size
+
+    def page(self, folder: str, token: str | None) -> Page:
+        return list(self.list(folder)), None
 
     def delete(self, path: str) -> None:
         Path(path).unlink()

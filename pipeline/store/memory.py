@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.store.backend import Page
+
 
 class Memory:
     """fsspec's memory:// of this process."""
@@ -57,6 +59,9 @@ class Memory:
             inside = [(name, info["size"]) for name, info in found.items()]
         start = folder.rstrip("/") + "/"
         return iter([(name[len(start):], size) for name, size in inside if name.startswith(start)])
+
+    def page(self, folder: str, token: str | None) -> Page:
+        return list(self.list(folder)), None
 
     def delete(self, path: str) -> None:
         with self._lock:

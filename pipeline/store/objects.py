@@ -4,7 +4,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,7 +26,7 @@ MAX_BACKOFF_S = 5.0
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One object of a listing; `key` is relative to the store that listed it."""
 
@@ -124,10 +124,17 @@ class Store:
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects in the folder `prefix` and below, by key; none when there is no such folder."""
+        return sorted(self.walk(prefix), key=lambda o: o.key)
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """As `list`, in any order and page by page, so that a folder of millions need not be held."""
         prefix = prefix.rstrip("/")
-        found = self._call("list", prefix, lambda b, path: list(b.list(path)))
-        start = f"{prefix}/" if prefix else ""
-        return sorted((ObjectInfo(start + name, size) for name, size in found), key=lambda o: o.key)
+        start, token = f"{prefix}/" if prefix else "", None
+        while True:
+            found, token = self._call("list", prefix, lambda b, path, at=token: b.page(path, at))  # type: ignore[misc]
+            yield from (ObjectInfo(start + name, size) for name, size in found)
+            if token is None:
+                return
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         """Names of the folders right in the folder `prefix`, sorted; one request, however much lies in them."""

@@ -8,6 +8,7 @@ from typing import Any
 from fsspec.asyn import sync
 
 from pipeline import faults
+from pipeline.store.backend import Page
 
 DELETES_AT_A_TIME = 1000                             # S3's own limit for one request
 
@@ -67,6 +68,9 @@ class AnyFileSystem:
             if name.startswith(start) and not name.endswith("/"):
                 yield name[len(start):], int(info["size"] or 0)
 
+    def page(self, folder: str, token: str | None) -> Page:
+        return list(self.list(folder)), None
+
     def delete(self, path: str) -> None:
         self._fs.rm_file(self._at(path))
 
@@ -105,6 +109,23 @@ class S3(AnyFileSystem):
 
     def swap(self, path: str, data: bytes, token: str) -> None:
         self._fs.pipe_file(path, data, IfMatch=token)
+
+    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+        token: str | None = None
+        while True:
+            found, token = self.page(folder, token)
+            yield from found
+            if token is None:
+                return
+
+    def page(self, folder: str, token: str | None) -> Page:
+        bucket, key, _ = self._fs.split_path(folder)
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        go_on = {"ContinuationToken": token} if token else {}
+        reply = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **go_on)
+        found = [(item["Key"][len(prefix):], int(item["Size"])) for item in reply.get("Contents", ())]
+        more = reply.get("NextContinuationToken") if reply.get("IsTruncated") else None
+        return [(name, size) for name, size in found if name and not name.endswith("/")], more
 
     def delete_all(self, folder: str) -> None:
         bucket, prefix, _ = self._fs.split_path(folder)

@@ -130,8 +130,8 @@ class SmallRun:
     def sample(self, **changes: Any) -> list[Receipt]:
         """As the stage of that name."""
         plan, record = self.plan()
-        return sample(self.config, SNAPSHOT, CHECKPOINT, plan, self.folder, self.dataset, record.version,
-                      NullProgress(), **{"load": load_painter, **changes})
+        return list(sample(self.config, SNAPSHOT, CHECKPOINT, plan, self.folder, self.dataset, record.version,
+                           NullProgress(), **{"load": load_painter, **changes}))
 
     def publish(
         self, receipts: list[Receipt], verdict: Verdict = PASSED, planned: tuple[Plan, PlanRecord] | None = None

@@ -213,8 +213,7 @@ def test_a_pointer_that_is_none_of_ours_is_not_overwritten(tmp_path: Path) -> No
 
 
 def test_a_long_manifest_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = manifest.split
-    monkeypatch.setattr(manifest, "split", lambda content: whole(content, 4000))
+    monkeypatch.setattr(manifest, "MAX_BYTES", 4000)
     run = small_run(str(tmp_path), format="png")
     version = run.finish()
     folder = run.dataset.child(keys.version(version.name))
