@@ -17,7 +17,10 @@ from typing import Any
 
 Fault = Callable[[int, str, str], str | None]
 """(number of the request from 1, method, path) → None (pass on) | "500" | "503" | "lost" (carried out, no reply)
-| "cut" (not carried out, no reply) | "half" (half of the reply) | "denied" | "expired" | "no bucket"."""
+| "cut" (not carried out, no reply) | "half" (half of the reply) | "slow" (carried out, the reply `SLOW_S` later)
+| "denied" | "expired" | "no bucket"."""
+
+SLOW_S = 1.5
 
 _REFUSALS = {
     "500": (500, "InternalError"), "503": (503, "SlowDown"), "denied": (403, "AccessDenied"),
@@ -145,6 +148,8 @@ def faulty(upstream: S3Server, fault: Fault | None = None, strip_conditions: boo
             if action == "lost":
                 self.close_connection = True
                 return
+            if action == "slow":
+                time.sleep(SLOW_S)
             self.answer(status, headers, content, half=action == "half")
 
         def answer(self, status: int, headers: dict[str, str], content: bytes, half: bool = False) -> None:

@@ -261,6 +261,18 @@ def test_a_tenth_of_the_requests_fails(s3_server: S3Server, no_waiting: None, fo
     assert_whole(direct)
 
 
+@pytest.mark.parametrize("patience_s", [60.0, 0.5], ids=["waited for", "given up"])
+def test_a_tenth_of_the_replies_is_slow(s3_server: S3Server, no_waiting: None, patience_s: float) -> None:
+    """A reply that is waited for costs time; one that is given up was carried out all the same, and is read back."""
+    dice = random.Random(patience_s)
+    with faulty(s3_server, lambda n, method, path: "slow" if dice.random() < 0.1 else None) as proxy:
+        options = {**proxy.server.options, "config_kwargs": {"read_timeout": patience_s}}
+        run = small_run(f"s3://{s3_server.new_bucket()}/x", options=options)
+        version = run.finish()
+        assert run.finish() == version and proxy.faults > 1
+    assert_whole(small_run(run.config.publish.url, options=s3_server.options))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["500", "lost", "cut"])
 def test_each_single_request_fails_once(s3_server: S3Server, no_waiting: None, kind: str) -> None:
