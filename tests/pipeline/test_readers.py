@@ -1,0 +1,67 @@
+"""Published versions in the tools that people read them with: class names, counts and pixels are compared."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import keys
+from pipeline.config import parse_config
+from tests.pipeline.small import CLASSES, paint, small_run
+
+EACH = {"cat": 12, "größe/2": 12, "dog": 12}
+
+
+def published(folder: Path, format_name: str) -> Path:
+    """The folder of a version with twelve rows a class."""
+    return Path(small_run(str(folder / "out"), format=format_name, target={"per_class": 12}).finish().url)
+
+
+def painted(label: int, seed: int) -> np.ndarray:
+    """uint8 (8, 8, 3), as the row was made."""
+    image: np.ndarray = paint(np.array([label]), np.array([seed]))[0].transpose(1, 2, 0)
+    return image
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """uint8 (8, 8, 3)."""
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_webdataset_in_a_data_loader_with_workers(tmp_path: Path) -> None:
+    webdataset, torch = pytest.importorskip("webdataset"), pytest.importorskip("torch")
+    tars = sorted(str(path) for path in published(tmp_path, "webdataset").glob("data/*.tar"))
+    assert len(tars) == 6
+    read = webdataset.WebDataset(tars, shardshuffle=False, workersplitter=webdataset.split_by_worker)
+    rows = read.decode("rgb8").to_tuple("png", "cls", "json")
+    loader = torch.utils.data.DataLoader(rows, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    seen: Counter[str] = Counter()
+    for image, label, told in loader:
+        assert (np.asarray(image) == painted(label, told["seed"])).all() and told["class_name"] == CLASSES[label]
+        seen[told["class_name"]] += 1
+    assert seen == EACH
+
+
+def test_png_in_an_image_folder_reader(tmp_path: Path) -> None:
+    """scikit-learn's, which like torchvision's and Keras' knows nothing but a folder a class."""
+    load_files = pytest.importorskip("sklearn.datasets").load_files
+    read = load_files(published(tmp_path, "png") / "data", shuffle=False)
+    names = [keys.class_of_folder(name) for name in read.target_names]
+    assert Counter(names[target] for target in read.target) == EACH
+    for data, target in zip(read.data, read.target):
+        assert pixels(data)[0, 0, 0] == CLASSES.index(names[target])
+
+
+@pytest.mark.parametrize("format_name", ["parquet", "png", "webdataset"])
+def test_ganmill_reads_its_own_datasets(tmp_path: Path, format_name: str) -> None:
+    """A published dataset is a source like any other."""
+    from pipeline.sources import open_source
+
+    kind = {"png": "imagefolder"}.get(format_name, format_name)
+    at = published(tmp_path, format_name) / "data"
+    source = open_source(parse_config({"name": "x", "source": {"format": kind, "url": str(at)}}).source, 0)
+    counts = sum(source.census().rows.values(), np.zeros(len(source.classes), np.int64))
+    assert counts.sum() == 36 and sorted(counts[counts > 0].tolist()) == [12, 12, 12]
