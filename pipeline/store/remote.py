@@ -43,7 +43,10 @@ class AnyFileSystem:
         self.put(path, data)
 
     def copy(self, source: str, path: str) -> None:
-        self._fs.cp_file(self._at(source), self._at(path))
+        try:
+            self._fs.cp_file(self._at(source), self._at(path))
+        except NotImplementedError:
+            self.put(path, self.get(source)[0])
 
     def folders(self, folder: str) -> Sequence[str]:
         at = self._at(folder).rstrip("/")
