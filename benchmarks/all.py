@@ -13,7 +13,8 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     """Runs them; those that need MNIST only when its folder is given."""
     mnist = sys.argv[1:2]
-    scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["sampling.py"]]
+    scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["sampling.py"],
+               ["scale.py"], ["writers.py"], ["crash_matrix.py"]]
     if mnist:
         scripts.append(["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"])
     for name, *arguments in scripts:
