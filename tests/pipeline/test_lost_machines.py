@@ -1,17 +1,31 @@
-"""SIGKILL on a node of a Ray cluster: what was finished counts, the rest is made once."""
+"""SIGKILL on a node of a Ray cluster, and on the driver: what was finished counts, the rest is made once."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import keys
 from pipeline.publication import verify
-from tests.pipeline.small import SmallRun, load_slow
+from tests.pipeline.small import SmallRun, load_slow, small_run
 from tests.pipeline.test_fanout import on_ray
 
 pytestmark = pytest.mark.slow
+SAMPLE = """
+import sys
+from pipeline.cluster import connected
+from tests.pipeline.small import load_slow
+from tests.pipeline.test_fanout import on_ray
+run = on_ray(sys.argv[1], rows_per_shard=1)
+with connected(run.config):
+    run.sample(load=load_slow)
+"""
 
 
 def receipts(run: SmallRun) -> int:
@@ -21,7 +35,7 @@ def receipts(run: SmallRun) -> int:
 
 def wait_for(count: int, run: SmallRun) -> None:
     """Until so many shards are finished."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while receipts(run) < count:
         assert time.monotonic() < deadline, "no worker made anything"
         time.sleep(0.05)
@@ -58,3 +72,28 @@ def test_a_node_of_three_dies(tmp_path: Path) -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_the_driver_dies_and_another_starts_at_once(tmp_path: Path) -> None:
+    """The dead driver's workers may write on for a while: they write what the new ones write."""
+    root = Path(__file__).resolve().parent.parent.parent
+    run = small_run(str(tmp_path), rows_per_shard=1, workers=2)
+    run.plan()
+    driver = subprocess.Popen([sys.executable, "-c", SAMPLE, str(tmp_path)], cwd=root, start_new_session=True,
+                              env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(4, run)
+        driver.kill()
+        driver.wait()
+        kept = receipts(run)
+        assert 4 <= kept < 26
+        made: list[Any] = run.sample()
+        run.publish(made)
+        assert_whole(run)
+        time.sleep(4)
+        assert_whole(run)                                # whatever the dead driver's workers did meanwhile
+    finally:
+        try:
+            os.killpg(driver.pid, signal.SIGKILL)        # Ray's processes, should any be left
+        except ProcessLookupError:
+            pass
