@@ -3,32 +3,37 @@
 Config → Snapshot → Checkpoint → Scorecard → Verdict → [ShardSpec] → [Receipt] → Version
 """
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 
-from flows import stages
+from flows import page, stages
 from flows.listening import listener
+from flows.logs import name_run
 from pipeline.cluster import check_resources, connected
-from pipeline.config import parse_config
+from pipeline.config import Config, parse_config
 
 
-@flow(name="ganmill", flow_run_name="{run_id}", validate_parameters=False)
-def augment(config: dict[str, Any], run_id: str | None = None) -> stages.Outcome:
+@flow(name="ganmill", flow_run_name=page.run_name, validate_parameters=False)
+def augment(config: Config, run_id: str | None = None) -> stages.Outcome:
     """Trains a GAN on the source, measures whether its images help, and publishes them if they do.
 
     Args:
-        config: as in the YAML file, `${NAME}` not yet replaced, so that no secret becomes a flow parameter.
+        config: as in the YAML file, a dict with `${NAME}` not yet replaced, so that no secret becomes a flow parameter.
+            The type gives the form in Prefect's UI and the schema that a deployment's parameters are checked against
+            before anything is started; the values are checked here, once the environment is known.
         run_id: continues that run; by default it follows from source, config and code.
 
     Raises:
         GateRefused: the images did not pass; the report in the run folder says why.
         GanmillError: any other named failure; what was finished is kept for the next start.
     """
-    settings = parse_config(config)
-    check_resources(settings)
-    with listener() as progress:
+    with page.bad_ends(config, run_id) as subject, listener() as progress:
+        settings = subject.settings = parse_config(cast(dict[str, Any], config))
+        check_resources(settings)
         run = stages.begin(settings, run_id, progress)
+        subject.run_id = run.run_id
+        name_run(run.run_id)
         published = stages.up_to_date(settings, run, progress)
         if published is not None:
             return published

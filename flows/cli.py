@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.operating import add_commands
+
 app = typer.Typer(
     name="ganmill", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Train a GAN on a labelled image dataset, measure whether its images help, publish them exactly once.",
@@ -183,8 +185,14 @@ def _fail(status: int, message: str, as_json: bool, kind: str = "Interrupted") -
     words = {1: "failed", 2: "bad usage", 3: "refused", 130: "stopped"}[status]
     if as_json:
         typer.echo(json.dumps({"event": "result", "status": words, "error": kind, "message": message}))
-    typer.echo(f"ganmill: {words}: {message}", err=True)
+    from flows.logs import FORMAT, line
+
+    structured = os.environ.get(FORMAT) == "json"
+    typer.echo(line("ERROR", message, kind=kind, status=words) if structured else f"ganmill: {words}: {message}", err=True)
     raise SystemExit(1 if status == 130 else status)
+
+
+add_commands(app, lambda work, as_json: _finish(work, as_json, resume=None))
 
 
 def main() -> None:

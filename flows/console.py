@@ -12,6 +12,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from flows.logs import StructuredProgress, json_wanted
+
 LINE_EVERY_S = 5.0
 JSON_EVERY_S = 1.0
 _LABELS = {"images_per_s": "images/s", "loss_d": "D", "loss_g": "G", "kimg": "kimg"}
@@ -161,9 +163,10 @@ class Tee:
 
 def console_progress(as_json: bool) -> Any:
     """The listener that fits where output goes."""
+    lines = StructuredProgress(sys.stderr) if json_wanted() else LineProgress(sys.stderr)
     if as_json:
-        return Tee(JsonProgress(sys.stdout), LineProgress(sys.stderr))
-    return BarProgress(sys.stderr) if sys.stderr.isatty() else LineProgress(sys.stderr)
+        return Tee(JsonProgress(sys.stdout), lines)
+    return BarProgress(sys.stderr) if sys.stderr.isatty() and not json_wanted() else lines
 
 
 def _duration(seconds: float) -> str:

@@ -1,11 +1,13 @@
 """Who hears what a run says: the command line's listener, Prefect's run page, or both."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from flows.console import Tee
+from flows.logs import json_wanted, structure_console
 
 ARTIFACT_EVERY_S = 2.0
 
@@ -43,7 +45,9 @@ class RunPage:
 
         context = FlowRunContext.get()
         self._logger = get_run_logger() if context is not None else None
-        self._run_name = str(context.flow_run.id)[:8] if context is not None and context.flow_run is not None else "run"
+        if context is not None and json_wanted():
+            structure_console(logging.getLogger("prefect.flow_runs"))
+            structure_console(logging.getLogger("prefect.task_runs"))
         self._artifact: Any = None
         self._stage, self._last = "", 0.0
 
@@ -51,7 +55,7 @@ class RunPage:
         """A line in the log."""
         self._stage, self._last = name, 0.0
         if self._logger is not None:
-            self._logger.info("stage %s", name)
+            self._logger.info("stage %s", name, extra={"stage": name})
 
     def update(self, done: float, total: float | None = None, **figures: float | str) -> None:
         """Moves the progress artifact, every two seconds at most."""
@@ -72,7 +76,7 @@ class RunPage:
     def note(self, message: str) -> None:
         """A line in the log."""
         if self._logger is not None:
-            self._logger.info("%s: %s", self._stage, message)
+            self._logger.info("%s: %s", self._stage, message, extra={"stage": self._stage})
 
     def close(self) -> None:
         """Nothing to tidy; the artifact stays."""

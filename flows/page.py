@@ -1,11 +1,74 @@
-"""What the Prefect run page shows of a run, and the event that tells others. Says nothing outside a flow run."""
+"""What the Prefect run page shows of a run, and the events that tell others. Says nothing outside a flow run."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from flows.outcome import Outcome
+from pipeline.config import Config
+from pipeline.errors import GanmillError, GateRefused, Interrupted
 from pipeline.records import Scorecard, Snapshot
+from pipeline.redaction import public_url
+from pipeline.store import Store
 
 PUBLISHED_EVENT = "ganmill.dataset.published"
+REFUSED_EVENT = "ganmill.dataset.refused"            # measured, and not good enough: the version before stays
+FAILED_EVENT = "ganmill.dataset.failed"              # the run ended without a word on the images
+_UNKNOWN = "ganmill.dataset.unknown"
+
+
+def run_name() -> str:
+    """Name of a flow run: the run id where one was given, else dataset and time of the firing."""
+    from prefect.runtime import flow_run
+
+    parameters = flow_run.parameters or {}
+    config = parameters.get("config") or {}
+    name = config.get("name", "ganmill") if isinstance(config, dict) else getattr(config, "name", "ganmill")
+    return str(parameters.get("run_id") or f"{name}-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}")
+
+
+@dataclass
+class Subject:
+    """What a run is about, as far as it is known by now."""
+
+    name: str
+    run_id: str | None
+    settings: Config | None = None
+
+    @property
+    def resource(self) -> dict[str, str]:
+        """The dataset as Prefect's event resource."""
+        url = None if self.settings is None else public_url(Store(self.settings.dataset_url).where())
+        return {"prefect.resource.id": f"ganmill.dataset.{url}" if url else _UNKNOWN, "prefect.resource.name": self.name}
+
+
+@contextlib.contextmanager
+def bad_ends(config: Any, run_id: str | None) -> Iterator[Subject]:
+    """Emits an event when what is inside refuses or fails; a stop on request is neither."""
+    subject = Subject(str(config.get("name", "")) if isinstance(config, dict) else "", run_id)
+    try:
+        yield subject
+    except Interrupted:
+        raise
+    except GateRefused as e:
+        _emit_bad_end(REFUSED_EVENT, subject, e)
+        raise
+    except Exception as e:
+        _emit_bad_end(FAILED_EVENT, subject, e)
+        raise
+
+
+def _emit_bad_end(event: str, subject: Subject, error: Exception) -> None:
+    if not _in_flow_run():
+        return
+    from prefect.events import emit_event
+
+    named = isinstance(error, GanmillError)          # an unnamed fault's text may hold anything; the log has it
+    emit_event(event, resource=subject.resource, payload={
+        "name": subject.name, "run_id": subject.run_id, "kind": type(error).__name__,
+        "reason": str(error) if named else f"unexpected {type(error).__name__}; see the run's log",
+    })
 
 
 def class_table(snapshot: Snapshot) -> None:
@@ -39,7 +102,9 @@ def published(outcome: Outcome) -> None:
         create_link_artifact(link=outcome.report_url, link_text="report", key="ganmill-report", description=outcome.version)
         create_markdown_artifact(markdown=_story(outcome), key="ganmill-version")
         emit_event(
-            PUBLISHED_EVENT, resource={"prefect.resource.id": f"ganmill.dataset.{outcome.dataset_url}"},
+            PUBLISHED_EVENT,
+            resource={"prefect.resource.id": f"ganmill.dataset.{outcome.dataset_url}",
+                      "prefect.resource.name": outcome.dataset_url.rsplit("/", 1)[-1]},
             payload={"version": outcome.version, "rows": outcome.rows, "url": outcome.dataset_url, "run_id": outcome.run_id},
         )
 

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from flows.logs import name_run
 from pipeline import runs
 from pipeline.config import Config, load_config, read_config
+from pipeline.redaction import hide_secrets
 from pipeline.runs import Run
 
 
@@ -32,8 +34,11 @@ def augment_here(path: Path, overrides: list[str], run_id: str | None, progress:
     from flows.augment import augment
     from flows.listening import command_line
 
+    name_run(run.run_id)
+    parameters, hidden = hide_secrets(read_config(path, overrides))
+    os.environ.update(hidden)
     with command_line(progress):
-        return augment(read_config(path, overrides), run.run_id).to_result()
+        return augment(cast(Config, parameters), run.run_id).to_result()
 
 
 def quiet_prefect() -> None:
@@ -62,6 +67,7 @@ def run_stage(name: str, config: Config, run_id: str | None, progress: Any) -> d
     if name == "train":
         return _train(config, walk.begin(config, run_id, progress), progress)
     run = runs.describe_run(config, run_id)
+    name_run(run.run_id)
     facts = walk.recall_all(run, before=name)        # before the run's folder is created or touched
     walk.begin(config, run.run_id, progress)
     return {"evaluate": _evaluate, "sample": _sample, "report": _report}[name](config, run, facts, progress)

@@ -84,7 +84,7 @@ class Splits(Section):
 class PrepareConfig(Section):
     """The form that images are brought into."""
 
-    resolution: int = Field(32, ge=8, le=256)
+    resolution: int = Field(32, ge=8, le=256, json_schema_extra={"multipleOf": 4})
     channels: Literal["grey", "rgb"] = "grey"
     splits: Splits = Field(default_factory=lambda: Splits(val=0.15, test=0.15))
     max_bad: float = Field(0.01, ge=0, le=1)
@@ -354,7 +354,7 @@ def parse_config(raw: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(expanded)
     except ValidationError as e:
-        lines = [_fault(err, secret_values=used) for err in e.errors()]
+        lines = fault_lines(e, used)
         raise ConfigError(f"{where}: " + ("; ".join(lines) if len(lines) == 1 else "\n  " + "\n  ".join(lines))) from None
 
 
@@ -399,7 +399,12 @@ def _expand(value: Any, path: str, used: set[str]) -> Any:
     return yaml.safe_load(expanded) if whole and re.fullmatch(r"-?\d+(\.\d+)?|true|false", expanded) else expanded
 
 
-def _fault(err: Any, secret_values: set[str]) -> str:
+def fault_lines(error: ValidationError, secret_values: set[str] | frozenset[str] = frozenset()) -> list[str]:
+    """A line for each fault: key, what is wrong, and the value unless it came from the environment."""
+    return [_fault(err, secret_values) for err in error.errors()]
+
+
+def _fault(err: Any, secret_values: set[str] | frozenset[str]) -> str:
     key = ".".join(str(part) for part in err["loc"] if str(part) not in ("literal['balance']", "dict[str,int]")) or "config"
     if err["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed here: {', '.join(_allowed(err['loc'][:-1]))}"

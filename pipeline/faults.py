@@ -30,7 +30,7 @@ _CREDENTIAL_CLASSES = frozenset({
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 _REFUSED_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"})
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_NAMES_OF_SECRETS = re.compile(r"secret|passw|token|key|credential|sas|connection_string", re.IGNORECASE)
+NAMES_OF_SECRETS = re.compile(r"secret|passw|token|key|credential|sas|connection_string|auth", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -130,7 +130,7 @@ def secrets_of(options: Mapping[str, Any] | None, url: str = "") -> frozenset[st
         elif isinstance(value, (list, tuple)):
             for inner in value:
                 walk(inner, name)
-        elif isinstance(value, str) and _NAMES_OF_SECRETS.search(name):
+        elif isinstance(value, str) and NAMES_OF_SECRETS.search(name):
             found.add(value)
 
     walk(options or {}, "")
