@@ -155,7 +155,7 @@ def _finish(work: Callable[[], dict[str, Any]], as_json: bool, resume: str | Non
     except (KeyboardInterrupt, Interrupted):
         _fail(130, "stopped; everything finished is kept" + (f". Continue with: {resume}" if resume else ""), as_json)
     except GanmillError as e:
-        _fail(e.exit_status, str(e), as_json, kind=type(e).__name__)
+        _fail(e.exit_status, str(e), as_json, kind=type(e).__name__, **getattr(e, "details", {}))
     except BrokenPipeError:
         # whoever read our output has gone: nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -181,10 +181,10 @@ def _unexpected(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}. This is a fault of ganmill; please report it with {log.name}"
 
 
-def _fail(status: int, message: str, as_json: bool, kind: str = "Interrupted") -> None:
+def _fail(status: int, message: str, as_json: bool, kind: str = "Interrupted", **details: Any) -> None:
     words = {1: "failed", 2: "bad usage", 3: "refused", 130: "stopped"}[status]
     if as_json:
-        typer.echo(json.dumps({"event": "result", "status": words, "error": kind, "message": message}))
+        typer.echo(json.dumps({"event": "result", "status": words, "error": kind, "message": message, **details}))
     from flows.logs import FORMAT, line
 
     structured = os.environ.get(FORMAT) == "json"

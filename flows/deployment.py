@@ -90,7 +90,7 @@ def _schedule(text: str | None, timezone: str | None) -> Any:
     zone = timezone or "UTC"
     try:
         ZoneInfo(zone)
-    except (ValueError, OSError) as e:
+    except (ValueError, KeyError, OSError) as e:     # zoneinfo raises a KeyError for a name that it doesn't know
         raise ConfigError(f"--timezone {zone!r}: no such time zone; give an IANA name, e.g. Europe/Berlin") from e
     every = _EVERY.fullmatch(text.strip())
     try:

@@ -109,6 +109,14 @@ def published(outcome: Outcome) -> None:
         )
 
 
+def up_to_date(outcome: Outcome) -> None:
+    """A word that nothing had to be done, and which version stands."""
+    if _in_flow_run():
+        from prefect.artifacts import create_markdown_artifact
+
+        create_markdown_artifact(markdown=f"**up to date**: {outcome.version} stands. {_story(outcome)}", key="ganmill-version")
+
+
 def _story(outcome: Outcome) -> str:
     made = "\n".join(f"| {name} | {count:,} |" for name, count in outcome.rows_per_class.items())
     return f"**{outcome.version}**, {outcome.rows:,} images at `{outcome.dataset_url}`\n\n| class | synthetic |\n|---|---|\n{made}\n"

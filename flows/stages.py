@@ -55,7 +55,12 @@ def begin(config: Config, run_id: str | None, progress: Any) -> Run:
 def up_to_date(config: Config, run: Run, progress: Any) -> Outcome | None:
     """The published version, if it was made from this very source, config and code."""
     manifest = walk.published_already(config, run, progress)
-    return None if manifest is None else up_to_date_outcome(run, manifest)
+    if manifest is None:
+        return None
+    outcome = up_to_date_outcome(run, manifest)
+    page.up_to_date(outcome)
+    progress.note(outcome.sentence)
+    return outcome
 
 
 @stage(retries=3)

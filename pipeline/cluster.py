@@ -156,7 +156,14 @@ def _init(address: str, temp: Path | None) -> None:
                     f"cluster.address: {address}: no running Ray cluster was found; start one with `ray start --head`, "
                     "give its host:port, or set cluster.address: local"
                 )
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
+    except ClusterError:
+        raise
+    except Exception as e:                           # Ray raises a bare Exception when its own node does not come up
+        if temp is not None:
+            raise ClusterError(
+                f"cluster.address: {address}: Ray did not start on this machine: {(str(e) or type(e).__name__).splitlines()[0]}; free "
+                "some CPU, memory or /dev/shm and continue with the same command"
+            ) from e
         raise ClusterError(
             f"cluster.address: {address}: can't connect to Ray: {str(e).splitlines()[0]}; check the address and that the "
             "cluster runs the same Ray and Python versions"
@@ -186,6 +193,14 @@ def _check_size(config: Config) -> None:
                 f"cluster.address: {config.cluster.address}: {want:g} {kind}s asked for, but its {nodes} nodes have "
                 f"{have.get(kind, 0.0):g}; lower train.workers / sample.workers or gpus_per_worker, or add nodes"
             )
+
+
+def describe_cluster() -> str:
+    """`2 nodes, 8 CPUs, 2 GPUs` of the cluster that this process is connected to."""
+    import ray
+
+    have, nodes = ray.cluster_resources(), sum(bool(node["Alive"]) for node in ray.nodes())
+    return f"{nodes} node{'s' if nodes != 1 else ''}, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
 
 
 def cpus_per_worker(workers: int) -> int:

@@ -1,9 +1,12 @@
 """What a kind of store must do."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
 
-Page = tuple[Iterable[tuple[str, int]], str | None]
+Listed = tuple[str, int, float | None]               # path below the folder, bytes, Unix time of the last write
+Page = tuple[Iterable[Listed], str | None]
 
 
 class Backend(Protocol):
@@ -18,8 +21,22 @@ class Backend(Protocol):
     def swap(self, path: str, data: bytes, token: str) -> None: ...            # the same
     def copy(self, source: str, path: str) -> None: ...                        # over what is there, whole or not at all
     def folders(self, folder: str) -> Sequence[str]: ...                           # names right below it; any order
-    def list(self, folder: str) -> Iterator[tuple[str, int]]: ...              # path below folder, bytes
+    def list(self, folder: str) -> Iterator["Listed"]: ...
     def page(self, folder: str, token: str | None) -> "Page": ...              # the next part of that, and where to go on
     def delete(self, path: str) -> None: ...
     def delete_all(self, folder: str) -> None: ...
     def sweep(self, folder: str, before: float) -> None: ...                   # Unix time
+
+
+def modified(info: Mapping[str, Any]) -> float | None:
+    """Unix time of an object's last write, under whichever name its file system gives it."""
+    for name in ("LastModified", "mtime", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.store.backend import Page
+from pipeline.store.backend import Listed, Page
 
 SYNC_TOGETHER = 32                                   # from so many files on, the whole file system is synced instead
 FILES_AT_A_TIME = 500                                # held open; a process may have 1,024
@@ -126,7 +126,7 @@ class LocalDisk:
         except FileNotFoundError:
             return []
 
-    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+    def list(self, folder: str) -> Iterator[Listed]:
         pending = [folder]
         while pending:
             try:
@@ -138,7 +138,8 @@ class LocalDisk:
                     pending.append(entry.path)
                 elif not entry.name.endswith((_TEMPORARY, _LOCK)):
                     with contextlib.suppress(FileNotFoundError):
-                        yield entry.path[len(folder.rstrip("/")) + 1:], entry.stat().st_size
+                        facts = entry.stat()
+                        yield entry.path[len(folder.rstrip("/")) + 1:], facts.st_size, facts.st_mtime
 
     def page(self, folder: str, token: str | None) -> Page:
         return list(self.list(folder)), None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.store.backend import Page
+from pipeline.store.backend import Listed, Page, modified
 
 
 class Memory:
@@ -51,14 +51,14 @@ class Memory:
             self.put(path, self.get(source)[0])
 
     def folders(self, folder: str) -> Sequence[str]:
-        return list({name.split("/")[0] for name, _ in self.list(folder) if "/" in name})
+        return list({name.split("/")[0] for name, *_ in self.list(folder) if "/" in name})
 
-    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+    def list(self, folder: str) -> Iterator[Listed]:
         with self._lock:
             found = self._fs.find(folder, detail=True) if self._fs.exists(folder) else {}
-            inside = [(name, info["size"]) for name, info in found.items()]
+            inside = [(name, info["size"], modified(info)) for name, info in found.items()]
         start = folder.rstrip("/") + "/"
-        return iter([(name[len(start):], size) for name, size in inside if name.startswith(start)])
+        return iter([(name[len(start):], size, at) for name, size, at in inside if name.startswith(start)])
 
     def page(self, folder: str, token: str | None) -> Page:
         return list(self.list(folder)), None

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from pipeline import faults
@@ -32,6 +32,7 @@ class ObjectInfo:
 
     key: str
     size: int                                        # bytes
+    modified: float | None = field(default=None, compare=False)   # Unix time of the last write, where the store says so
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Store:
         start, token = f"{prefix}/" if prefix else "", None
         while True:
             found, token = self._call("list", prefix, lambda b, path, at=token: b.page(path, at))  # type: ignore[misc]
-            yield from (ObjectInfo(start + name, size) for name, size in found)
+            yield from (ObjectInfo(start + name, size, modified) for name, size, modified in found)
             if token is None:
                 return
 

@@ -8,7 +8,7 @@ from typing import Any
 from fsspec.asyn import sync
 
 from pipeline import faults
-from pipeline.store.backend import Page
+from pipeline.store.backend import Listed, Page, modified
 
 DELETES_AT_A_TIME = 1000                             # S3's own limit for one request
 
@@ -59,7 +59,7 @@ class AnyFileSystem:
         names = [info["name"].rstrip("/") for info in found if info["type"] == "directory"]
         return [name.rpartition("/")[2] for name in names if name != at]
 
-    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+    def list(self, folder: str) -> Iterator[Listed]:
         start = self._at(folder).rstrip("/") + "/"
         try:
             found = self._fs.find(self._at(folder), detail=True)
@@ -69,7 +69,7 @@ class AnyFileSystem:
             return
         for name, info in found.items():
             if name.startswith(start) and not name.endswith("/"):
-                yield name[len(start):], int(info["size"] or 0)
+                yield name[len(start):], int(info["size"] or 0), modified(info)
 
     def page(self, folder: str, token: str | None) -> Page:
         return list(self.list(folder)), None
@@ -78,7 +78,7 @@ class AnyFileSystem:
         self._fs.rm_file(self._at(path))
 
     def delete_all(self, folder: str) -> None:
-        for name, _ in list(self.list(folder)):
+        for name, *_ in list(self.list(folder)):
             self.delete(f"{folder}/{name}")
 
     def sweep(self, folder: str, before: float) -> None:
@@ -113,7 +113,7 @@ class S3(AnyFileSystem):
     def swap(self, path: str, data: bytes, token: str) -> None:
         self._fs.pipe_file(path, data, IfMatch=token)
 
-    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+    def list(self, folder: str) -> Iterator[Listed]:
         token: str | None = None
         while True:
             found, token = self.page(folder, token)
@@ -126,13 +126,13 @@ class S3(AnyFileSystem):
         prefix = f"{key.rstrip('/')}/" if key else ""
         go_on = {"ContinuationToken": token} if token else {}
         reply = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **go_on)
-        found = [(item["Key"][len(prefix):], int(item["Size"])) for item in reply.get("Contents", ())]
+        found = [(item["Key"][len(prefix):], int(item["Size"]), modified(item)) for item in reply.get("Contents", ())]
         more = reply.get("NextContinuationToken") if reply.get("IsTruncated") else None
-        return [(name, size) for name, size in found if name and not name.endswith("/")], more
+        return [row for row in found if row[0] and not row[0].endswith("/")], more
 
     def delete_all(self, folder: str) -> None:
         bucket, prefix, _ = self._fs.split_path(folder)
-        names = [name for name, _ in self.list(folder)]
+        names = [name for name, *_ in self.list(folder)]
         for first in range(0, len(names), DELETES_AT_A_TIME):
             objects = [{"Key": f"{prefix}/{name}"} for name in names[first:first + DELETES_AT_A_TIME]]
             reply = self._fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
