@@ -15,7 +15,7 @@ from pipeline import keys
 from pipeline.config import Config
 from pipeline.errors import MissingObject, RunMismatch
 from pipeline.records import Record
-from pipeline.redaction import public_config
+from pipeline.redaction import public_config, public_url
 from pipeline.store import Store
 
 SOFTWARE_VERSION = "0.1.0"
@@ -71,7 +71,7 @@ def open_run(config: Config, run_id: str | None = None) -> Run:
         )
     if before["source_fingerprint"] != run.source_fingerprint:
         raise RunMismatch(
-            f"run {run.run_id} was begun on another state of the source {config.source.url or config.source.format}; "
+            f"run {run.run_id} was begun on another state of the source {public_url(config.source.url) or config.source.format}; "
             "give another --run-id to start on the source as it is now"
         )
     if before["config"] != facts["config"]:          # the gate, or where things run

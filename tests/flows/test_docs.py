@@ -1,0 +1,58 @@
+"""The documentation against the code: messages that exist, commands that exist, links that lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from flows.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy/README.md"]
+OF_PREFECT = {"Deployment concurrency limit reached"}
+
+
+def commands(page: Path) -> list[str]:
+    """The lines that begin with $ in its console blocks, without comments."""
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+    return [re.split(r"\s{2,}#", line[2:])[0].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def sources() -> str:
+    """All string literals of the code in one text, pieces of a message joined as Python joins them."""
+    text = "".join(f.read_text() for floor in ("gan", "pipeline", "flows") for f in sorted((ROOT / floor).rglob("*.py")))
+    joined = re.sub(r'"\s*\n\s*f?"', "", text)
+    return joined.replace("{{", "{").replace("}}", "}")
+
+
+def test_every_message_in_troubleshooting_is_one_of_ours() -> None:
+    quoted = re.findall(r"\*\*`([^`]+)`\*\*", (ROOT / "docs/troubleshooting.md").read_text())
+    assert len(quoted) > 25
+    code = sources()
+    for message in quoted:
+        parts = [p for p in re.split(r"NAME(?!\})|at least \d are", message) if p.strip()]
+        assert message in OF_PREFECT or all(part in code for part in parts), message
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_ganmill_command_in_the_docs_exists(page: Path) -> None:
+    known: Any = get_command(app)
+    inline = re.findall(r"`(ganmill [a-z][^`]*)`", page.read_text())
+    for line in [*commands(page), *inline]:
+        for part in re.split(r"&&|\|", line):
+            words = shlex.split(part)
+            if words[:1] != ["ganmill"] or len(words) < 2 or not words[1].isalpha():
+                continue
+            assert words[1] in known.commands, line
+            options = {o for p in known.commands[words[1]].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+            assert {w.split("=")[0] for w in words[2:] if w.startswith("--")} <= options, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
