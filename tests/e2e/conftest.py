@@ -119,7 +119,7 @@ def prefect_server(command: Command) -> Iterator[str]:
         [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", url.split(":")[2].split("/")[0]],
         env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300                # a loaded machine may take minutes to start it
     while True:
         try:
             with urllib.request.urlopen(url + "/health", timeout=2):

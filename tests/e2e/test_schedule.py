@@ -187,3 +187,38 @@ def one_at_a_time(runs: list[dict[str, Any]]) -> None:
     """No run began while another went on."""
     spans = sorted((r["start_time"], r["end_time"]) for r in runs)
     assert all(begin >= end for (_, end), (begin, _) in itertools.pairwise(spans)), spans
+
+
+def ray_processes(command: Command) -> list[psutil.Process]:
+    """Ray's processes of this test's runs."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        try:
+            words = " ".join(process.info["cmdline"] or [])
+            if ("ray::" in words or "raylet" in words or "gcs_server" in words) and process.environ().get("TMPDIR") == str(command.temp):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_a_cancelled_run_stops_its_ray_workers_and_is_continued(command: Command, prefect_server: str) -> None:
+    command.env |= {"PREFECT_API_URL": prefect_server}
+    config = command.config(train={"model": "dcgan", "budget": {"kimg": 60}, "options": {"width": 8, "checkpoint_every_kimg": 0.5}})
+    deployed = command.run("deploy", str(config), "--json")
+    assert deployed.status == 0, deployed.err
+    watch, start = Watcher(prefect_server), f"/deployments/{deployed.result['deployment_id']}/create_flow_run"
+    with worker(command, "worker.log"):
+        first = api(prefect_server, start)
+        watch.wait("a checkpoint", lambda: list(command.folder.glob("out/tiny/runs/*/checkpoints/*.json")), FIRST_RUN_S)
+        assert ray_processes(command)
+        asked = time.monotonic()
+        api(prefect_server, f"/flow_runs/{first['id']}/set_state", {"state": {"type": "CANCELLING"}})
+        watch.wait("Ray to end", lambda: not ray_processes(command), 60)
+        stopped_s = time.monotonic() - asked
+        watch.wait("the run to be cancelled", lambda: [r for r in watch.runs() if r["state_type"] == "CANCELLED"], 120)
+        assert not (command.folder / "out/tiny/LATEST.json").exists()
+        api(prefect_server, start)
+        watch.wait("the next run to continue", lambda: "continuing from the checkpoint" in watch.logs(), NEXT_RUN_S)
+    print(f"Ray's last process ended {stopped_s:.1f} s after the cancellation")
+    assert stopped_s < 30                            # some six on a quiet machine
