@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,7 +47,15 @@ def source_url() -> Iterator[str]:
 
             allowed = self.headers.get("Authorization") == "Basic " + base64.b64encode(f"me:{IN_URL}".encode()).decode()
             body = content if allowed and IN_QUERY in self.path else b""
-            self.send_response(200 if body else 403)
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if part and body:
+                start, end = int(part.group(1)), min(int(part.group(2)), len(body) - 1)
+                body = body[start:end + 1]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{end}/{len(content)}")
+            else:
+                self.send_response(200 if body else 403)
+            self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
