@@ -48,7 +48,7 @@ def deploy(
     from flows.single import quiet_prefect
 
     quiet_prefect()
-    with _server() as client:
+    with _Server() as client:
         kind = _open_pool(client, pool)
         if kind == "process":
             parameters = _with_absolute_paths(parameters)
@@ -131,10 +131,6 @@ class _Server:
         self._client.__exit__(kind, error, trace)
         if isinstance(error, (httpx.HTTPError, PrefectException)):
             raise PrefectError(f"the Prefect server at {self._url} said no: {' '.join(str(error).split())[:500]}") from error
-
-
-def _server() -> _Server:
-    return _Server()
 
 
 def _open_pool(client: Any, pool: str) -> str:
