@@ -156,7 +156,7 @@ class Simulated:
     def __init__(self, plan: Plan):
         self._plan, self.requests, self.written = plan, Counter[str](), list[int]()
 
-    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+    def list(self, folder: str) -> Iterator[tuple[str, int, None]]:
         """Receipts, their bundles or the data, as the folder's name says."""
         count, name = len(self._plan), folder.rpartition("/")[2]
         if name == keys.RECEIPT_BUNDLES:
@@ -167,7 +167,7 @@ class Simulated:
             prefix = "" if name == keys.DATA else f"{keys.DATA}/"
             names = (prefix + shard_key(i, count).removeprefix(f"{keys.DATA}/") for i in range(count))
         self.requests["list"] += -(-count // 1000)
-        return ((name, 4000) for name in names)
+        return ((name, 4000, None) for name in names)
 
     def get(self, path: str) -> tuple[bytes, str]:
         """A bundle."""
@@ -178,7 +178,7 @@ class Simulated:
         specs = self._plan[first:first + fanout.BUNDLE_RECEIPTS]
         return json.dumps([vars(receipt_of(spec)) for spec in specs]).encode(), ""
 
-    def page(self, folder: str, token: str | None) -> tuple[Iterator[tuple[str, int]], None]:
+    def page(self, folder: str, token: str | None) -> tuple[Iterator[tuple[str, int, None]], None]:
         """All, one by one."""
         return self.list(folder), None
 
