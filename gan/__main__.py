@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--per-class", type=int, default=100)
     sample.add_argument("--classes", type=int, nargs="+", help="only these labels")
     sample.add_argument("--seed", type=int, default=0, help="first seed; image i has seed + i")
+    sample.add_argument("--truncation", type=float, default=1.0, metavar="PSI",
+                        help="latents towards their mean: below 1 more typical, less varied images")
+    sample.add_argument("--reject", type=Path, metavar="HELD_OUT",
+                        help=".npz of real images that were not trained on: draw again what the discriminator doubts")
+    sample.add_argument("--keep", type=float, metavar="SHARE",
+                        help="with --reject: the share of draws that passes; default: the exact rule, which may pass few")
     sample.set_defaults(run=_sample)
 
     info = commands.add_parser("info", help="say what a checkpoint is, as JSON")
@@ -193,10 +199,38 @@ def _sample(args: argparse.Namespace) -> int:
         raise BadData(f"--classes {strange}: the checkpoint knows 0 … {loaded.spec.classes - 1}")
     labels = np.repeat(np.array(wanted, np.int64), args.per_class)
     seeds = args.seed + np.arange(len(labels), dtype=np.int64)
-    images = generate(loaded.net, torch.from_numpy(labels), seeds).numpy()
+    if args.reject is not None:
+        return _sample_passing(args, loaded, labels, seeds)
+    if args.keep is not None:
+        raise BadData("--keep is the share of draws that passes --reject HELD_OUT, which was not given")
+    images = generate(loaded.net, torch.from_numpy(labels), seeds, truncation=args.truncation).numpy()
     with args.out.open("wb") as file:
         np.savez_compressed(file, images=images, labels=labels, seeds=seeds)
     print(f"{len(images):,} images: {args.out}", file=sys.stderr)
+    return 0
+
+
+def _sample_passing(args: argparse.Namespace, loaded: Any, labels: NDArray[np.int64], seeds: NDArray[np.int64]) -> int:
+    """Images that pass the checkpoint's own discriminator, its word calibrated on held-out images."""
+    import torch
+
+    from gan.rejection import RejectionSampler
+    from gan.sampler import data_digest
+
+    if loaded.meta["recipe"]["objective"] != "adversarial":
+        raise BadCheckpoint(f"--reject needs a discriminator; family {loaded.spec.family} has none")
+    images, truth = (torch.from_numpy(array) for array in read_npz(args.reject))
+    if data_digest(images, truth) == loaded.meta["data"]:
+        raise BadData(f"{args.reject} holds the very images that were trained on, which the discriminator knows by heart; "
+                      "give real images that it never saw")
+    sampler = RejectionSampler(loaded.net, loaded.discriminator, images, truth, loaded.spec.classes, keep=args.keep,
+                               truncation=args.truncation)
+    kept = sampler.sample(torch.from_numpy(labels), seeds)
+    with args.out.open("wb") as file:
+        np.savez_compressed(file, images=kept.samples.numpy(), labels=labels, seeds=kept.seeds, draws=kept.draws)
+    passed = len(labels) / max(1, int(kept.draws.sum()))
+    failed = f"; {int(kept.given_up.sum()):,} rows never passed and hold their best draw" if kept.given_up.any() else ""
+    print(f"{len(labels):,} images, {passed:.1%} of the draws passed{failed}: {args.out}", file=sys.stderr)
     return 0
 
 

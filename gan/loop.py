@@ -6,7 +6,6 @@ initialised; gradients and the shared clock travel in one collective operation f
 
 import contextlib
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from gan.errors import BadData, BadRecipe, TrainingDiverged
 from gan.networks import NetSpec, build
 from gan.networks.norm import share_statistics
 from gan.recipe import Recipe
-from gan.sampler import Sampler, check_data
+from gan.sampler import Sampler, check_data, data_digest
 from gan.sampling import generate
 from gan.step import Moment, Players, Update, Workers
 from gan.watch import Alarm, DiversityWatch
@@ -111,10 +110,8 @@ def new_state(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, see
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     g, d = (network.to(device).to(memory_format=layout) for network in build(spec, seed))  # type: ignore[call-overload]
     average = copy.deepcopy(g).requires_grad_(False).eval() if recipe.ema_half_life_kimg > 0 else g
-    digest = hashlib.sha256(images.contiguous().cpu().numpy().data)
-    digest.update(labels.contiguous().cpu().numpy().data)
     counts = torch.bincount(labels, minlength=spec.classes)
-    return TrainState(spec, recipe, seed, digest.hexdigest()[:16], g, d, average,
+    return TrainState(spec, recipe, seed, data_digest(images, labels), g, d, average,
                       _optimizer(g, recipe.lr_g, recipe, device), _optimizer(d, recipe.lr_d, recipe, device),
                       rows_per_class=tuple(counts.tolist()))
 

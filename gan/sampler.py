@@ -1,5 +1,7 @@
 """Which images, labels and random numbers a step sees: a pure function of (seed, step)."""
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -83,6 +85,13 @@ def check_data(images: Tensor, labels: Tensor, classes: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise BadData(f"labels reach from {low} to {high}, but there are {classes} classes: 0 … {classes - 1}")
+
+
+def data_digest(images: Tensor, labels: Tensor) -> str:
+    """sha256 (16 hex) over images and labels in their order: which training data a checkpoint belongs to."""
+    digest = hashlib.sha256(images.contiguous().cpu().numpy().data)
+    digest.update(labels.contiguous().cpu().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def as_float(images: Tensor) -> Tensor:

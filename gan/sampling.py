@@ -5,7 +5,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gan.errors import BadData
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_REDRAW, _COIN = np.uint64(0xD1B54A32D192ED03), np.uint64(0x8CB92BA72F3D8DD7)   # keep the streams apart
 
 # Wichura 1988, algorithm AS 241 (PPND16): the normal quantile to about 1 part in 1e16. Numerator and denominator
 # coefficients, highest power first, for the middle, the tail and the far tail.
@@ -76,7 +79,22 @@ def latents(seeds: NDArray[np.int64], z_dim: int) -> Tensor:
     return torch.from_numpy(normal_quantile(np.minimum(p, 1 - 2.0**-53)).astype(np.float32))
 
 
-def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size: int = 256) -> Tensor:
+def redraw_seeds(seeds: NDArray[np.int64], attempt: int) -> NDArray[np.int64]:
+    """Seeds int64 (n,) of the rows' draw number `attempt`, each from its own alone; number 0 are the seeds themselves."""
+    if attempt == 0:
+        return np.asarray(seeds, np.int64)
+    start = np.asarray(seeds, np.int64).astype(np.uint64) ^ _REDRAW
+    return (_mix(_mix(start) + np.array([attempt], np.uint64) * _GOLDEN) >> np.uint64(1)).astype(np.int64)
+
+
+def uniforms(seeds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """U(0, 1) numbers (n,), each from its seed alone and independent of the seed's latents."""
+    bits = _mix(_mix(np.asarray(seeds, np.int64).astype(np.uint64) ^ _COIN) + _GOLDEN) >> np.uint64(11)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-53
+
+
+def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size: int = 256, *,
+             truncation: float = 1.0) -> Tensor:
     """Images of a generator in evaluation mode.
 
     Args:
@@ -84,10 +102,18 @@ def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size:
         labels: int64 (n,).
         seeds: int64 (n,), one an image.
         batch_size: images at a time; the last batch is filled up, so that every full batch runs the same kernels.
+        truncation: ψ, by which latents are drawn towards their mean: variance ψ², more typical and less varied images
+            below 1. Every family's first layer is linear in z, so this is also the truncation towards the mean
+            intermediate latent, w̄ + ψ·(w - w̄) (Karras 2019), with w̄ exact and no average to keep.
 
     Returns:
         uint8 (n, C, H, W) on the CPU.
+
+    Raises:
+        BadData: a truncation that is not in 0 … 2.
     """
+    if not 0 <= truncation <= 2:
+        raise BadData(f"truncation {truncation}: must be from 0 (all alike) over 1 (as trained) to 2")
     device = next(g.parameters()).device
     parts, n, was_training = [], len(labels), g.training
     g.eval()
@@ -98,7 +124,7 @@ def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size:
                 kept = len(y)
                 if start and kept < batch_size:
                     y, s = _filled(y, batch_size), np.resize(s, batch_size)
-                z = latents(s, int(g.z_dim))  # type: ignore[arg-type]
+                z = latents(s, int(g.z_dim)) * truncation  # type: ignore[arg-type]
                 parts.append(to_uint8(g(z.to(device), y.to(device)))[:kept].cpu())
     finally:
         g.train(was_training)

@@ -86,3 +86,29 @@ def test_shapes_of_images(tmp_path: Path) -> None:
         np.savez(path, **wrong)
         with pytest.raises(BadData):
             read_npz(path)
+
+
+def test_truncated_and_passing_samples(data: Path, tmp_path: Path, squares: tuple[Tensor, Tensor],
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    model, held_out, out = tmp_path / "m.safetensors", tmp_path / "held-out.npz", tmp_path / "out.npz"
+    np.savez(held_out, images=squares[0].numpy()[::-1, 0], labels=squares[1].numpy()[::-1])
+    assert main(["train", str(data), "--out", str(model), "--model", "dcgan", "--kimg", "0.5", "--set", "width=8"]) == 0
+    sample = ["sample", str(model), "--out", str(out), "--per-class", "5"]
+    plain, passing = {}, {}
+    assert main([*sample, "--truncation", "0.5"]) == 0
+    with np.load(out) as file:
+        plain.update(file)
+    assert main([*sample, "--truncation", "0.5", "--reject", str(held_out), "--keep", "0.3"]) == 0
+    assert "of the draws passed" in capsys.readouterr().err
+    with np.load(out) as file:
+        passing.update(file)
+    same = plain["seeds"] == passing["seeds"]
+    assert same.any() and not same.all() and (passing["draws"][same] == 1).all() and (passing["draws"][~same] > 1).all()
+    assert np.abs(plain["images"][same].astype(int) - passing["images"][same]).max() <= 1
+    for more, words in ((["--reject", str(data)], "very images that were trained on"), (["--keep", "0.5"], "--reject"),
+                        (["--truncation", "-1"], "truncation"), (["--reject", str(held_out), "--keep", "2"], "keep")):
+        assert main([*sample, *more]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["train", str(data), "--out", str(model), "--model", "vae", "--kimg", "0.1", "--set", "width=8"]) == 0
+    assert main([*sample, "--reject", str(held_out)]) == 2
+    assert "family vae has none" in capsys.readouterr().err
