@@ -10,6 +10,7 @@ Options:
     group_width: channels in a group of the 3×3 convolution; 0 (default): all, dense. Groups save operations and are
         slow on CPUs.
     blocks: residual blocks in a stage (default 1).
+    widest: a stage is at most this many times as wide as the one at full resolution, 1 to 16 (default 4).
     embedding: length of a class's vector (default 64).
 """
 
@@ -25,7 +26,7 @@ from gan.networks.norm import Embedding
 from gan.networks.spec import Ladder, NetSpec
 
 DEFAULT_WIDTH = 48
-WIDEST = 4                   # a stage is at most this many times as wide as the one at full resolution
+WIDEST = 4
 EXPANSION = 2
 SLOPE = 0.2
 
@@ -86,7 +87,8 @@ def downsample(x: Tensor) -> Tensor:
 def _widths(spec: NetSpec, ladder: Ladder) -> list[int]:
     """Channels from the base up to full resolution."""
     narrow = spec.width or DEFAULT_WIDTH
-    return [min(WIDEST, 1 << (ladder.steps - i)) * narrow for i in range(ladder.steps + 1)]
+    widest = int(spec.option("widest", WIDEST))
+    return [min(widest, 1 << (ladder.steps - i)) * narrow for i in range(ladder.steps + 1)]
 
 
 class Generator(nn.Module):
@@ -154,8 +156,9 @@ class Discriminator(nn.Module):
 
 def check(spec: NetSpec) -> None:
     """Raises `UnsupportedSpec` where the family can't serve the spec."""
-    spec.check_options("group_width", "blocks", "embedding")
-    for name, default, low, high in (("group_width", 0, 0, 4096), ("blocks", 1, 1, 16), ("embedding", 64, 1, 1024)):
+    known = (("group_width", 0, 0, 4096), ("blocks", 1, 1, 16), ("embedding", 64, 1, 1024), ("widest", WIDEST, 1, 16))
+    spec.check_options(*(name for name, *_ in known))
+    for name, default, low, high in known:
         value = spec.option(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise UnsupportedSpec(f"option {name} {value!r}: must be a whole number from {low} to {high}")

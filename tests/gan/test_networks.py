@@ -193,3 +193,13 @@ def test_group_spread_sees_repetition() -> None:
     assert out.shape == (6, 1, 2, 2) and bool((out[4:] < 2e-3).all())
     torch.testing.assert_close(out[0, 0], (h[:4].var(0, correction=0) + 1e-6).sqrt().mean(0))
     assert torch.equal(out[0], out[3])
+
+
+def test_r3_can_be_built_as_the_papers_cifar10_networks() -> None:
+    """Width 768 throughout, two blocks a stage, groups of 16: 20.8 million weights in each (R3GAN 2024)."""
+    spec = NetSpec("r3", 32, 3, 10, z_dim=64, width=768, options=(("widest", 1), ("blocks", 2), ("group_width", 16)))
+    with torch.device("meta"):
+        for network in FAMILIES["r3"].build(spec):
+            assert sum(p.numel() for p in network.parameters()) == pytest.approx(20.8e6, rel=0.005)
+    with pytest.raises(UnsupportedSpec, match="widest"):
+        check(NetSpec("r3", 32, 3, 10, options=(("widest", 0),)))
