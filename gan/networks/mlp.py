@@ -4,6 +4,8 @@ The label enters as a one-hot vector beside z and beside the pixels. Fast, and a
 """
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,14 @@ from gan.networks.spec import NetSpec
 DEFAULT_WIDTH = 128
 
 
+def perceptron(sizes: Sequence[int], activation: Callable[[], nn.Module] = lambda: nn.LeakyReLU(0.2)) -> nn.Sequential:
+    """Linear layers from each size to the next with the activation between them: (n, sizes[0]) → (n, sizes[-1])."""
+    layers: list[nn.Module] = []
+    for inner, outer in pairwise(sizes):
+        layers += [nn.Linear(inner, outer), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
 class Generator(nn.Module):
     """z (n, z_dim), y (n,) → (n, C, H, W) in [-1, 1]."""
 
@@ -21,14 +31,10 @@ class Generator(nn.Module):
         super().__init__()
         width = spec.width or DEFAULT_WIDTH
         self.classes, self.shape = spec.classes, (spec.channels, spec.resolution, spec.resolution)
-        self.body = nn.Sequential(
-            nn.Linear(spec.z_dim + spec.classes, width), nn.ReLU(),
-            nn.Linear(width, width), nn.ReLU(),
-            nn.Linear(width, math.prod(self.shape)), nn.Tanh(),
-        )
+        self.body = perceptron([spec.z_dim + spec.classes, width, width, math.prod(self.shape)], nn.ReLU)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.body(torch.cat([z, F.one_hot(y, self.classes).to(z)], 1)).view(-1, *self.shape)
+        return torch.tanh(self.body(torch.cat([z, F.one_hot(y, self.classes).to(z)], 1))).view(-1, *self.shape)
 
 
 class Discriminator(nn.Module):
@@ -39,11 +45,7 @@ class Discriminator(nn.Module):
         width = spec.width or DEFAULT_WIDTH
         self.classes = spec.classes
         pixels = spec.channels * spec.resolution**2
-        self.body = nn.Sequential(
-            nn.Linear(pixels + spec.classes, width), nn.LeakyReLU(0.2),
-            nn.Linear(width, width), nn.LeakyReLU(0.2),
-            nn.Linear(width, 1),
-        )
+        self.body = perceptron([pixels + spec.classes, width, width, 1])
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         flat = x.flatten(1)
