@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from prefect import flow
 
-from flows import page, stages
+from flows import page, points, stages
 from flows.listening import listener
 from flows.logs import name_run
 from pipeline.cluster import check_resources, connected
@@ -37,6 +37,8 @@ def augment(config: Config, run_id: str | None = None) -> stages.Outcome:
         published = stages.up_to_date(settings, run, progress)
         if published is not None:
             return published
+        if settings.source.format == "gaussians":        # points on the plane, not images
+            return points.augment(settings, run, progress)
 
         snapshot = stages.prepare(settings, run, progress)
         with connected(settings):

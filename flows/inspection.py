@@ -26,6 +26,8 @@ def validate_config(config: Config) -> dict[str, Any]:
 
     check_resources(config)
     check_address(config)
+    if config.source.format == "gaussians":
+        return _validate_points(config)
     source = inspect(config)
     plan = make_plan(source.rows_per_class["train"], source.classes, config.sample.target, config.rows_per_shard)
     real = source.rows_per_class["train"]
@@ -46,6 +48,22 @@ def validate_config(config: Config) -> dict[str, Any]:
     ])
     return {"text": text, "config": public_config(config), "rows": plan.rows, "rows_per_class": plan.rows_per_class,
             "shards": len(plan), "source_rows": source.rows_per_class, "estimated": cost, "model": model, "notes": list(source.notes)}
+
+
+def _validate_points(config: Config) -> dict[str, Any]:
+    from pipeline.plane.walk import expected
+    from pipeline.runs import public_config
+
+    found = expected(config)
+    trained = f"{found['seconds']:g} s" if found["steps"] is None else f"{found['steps']:,} steps"
+    text = "\n".join([
+        yaml.safe_dump(_without_none(public_config(config)), sort_keys=False, allow_unicode=True).rstrip(), "",
+        f"source: mixture {found['mixture']}, {found['modes']} Gaussians on the plane",
+        f"model: two perceptrons, {trained}, {found['runs']} training{'s' * (found['runs'] != 1)}",
+        f"ok: {found['rows']:,} points in {found['shards']} parquet shard{'s' * (found['shards'] != 1)} would go to "
+        f"{config.dataset_url}; nothing was written",
+    ])
+    return {"text": text, "config": public_config(config), **found}
 
 
 def check_address(config: Config) -> None:
@@ -87,7 +105,8 @@ def _described(version: dict[str, Any]) -> str:
     verdict = "passed" if version["verdict"]["passed"] else "not passed: " + " ".join(version["verdict"]["reasons"])
     mix = version["recommended_mix"] or {}
     lines = [
-        f"{version['version']}  {version['created']}  {version['rows']:,} images in {version['shards']:,} {version['format']} "
+        f"{version['version']}  {version['created']}  {version['rows']:,} {version.get('rows_are') or 'images'} "
+        f"in {version['shards']:,} {version['format']} "
         f"objects, {version['bytes'] / 2**20:.1f} MiB",
         f"source     {source['format']} {source['url'] or ''}  {source['fingerprint'][:12]}",
         f"generator  {generator['model']}, {generator['trained_kimg']:,.0f} kimg, {generator['digest'][:12]}",

@@ -27,12 +27,12 @@ class Outcome:
         return {**dataclasses.asdict(self), "text": self.sentence}
 
 
-def published(run: Run, version: Version) -> Outcome:
+def published(run: Run, version: Version, rows_are: str = "images") -> Outcome:
     """A new version is visible."""
     return Outcome(
         "published", run.run_id, run.dataset.where(), version.name, version.rows, dict(version.rows_per_class),
         version.report_url,
-        f"published {version.name}: {version.rows:,} images in {version.shards} shards at {version.url}\n"
+        f"published {version.name}: {version.rows:,} {rows_are} in {version.shards} shards at {version.url}\n"
         f"report: {version.report_url}",
     )
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from flows.logs import name_run
-from pipeline import runs
+from pipeline import keys, runs
 from pipeline.config import Config, load_config, read_config
+from pipeline.records import Checkpoint
 from pipeline.redaction import hide_secrets
 from pipeline.runs import Run
 
@@ -64,6 +65,13 @@ def run_stage(name: str, config: Config, run_id: str | None, progress: Any) -> d
     from pipeline.cluster import check_resources
 
     check_resources(config)
+    if config.source.format == "gaussians":
+        from flows.points import run_stage as run_stage_of_points
+
+        run = runs.describe_run(config, run_id)
+        if name != "train":                          # before the run's folder is created or touched
+            runs.recall(run, keys.TRAINED, Checkpoint, "train")
+        return run_stage_of_points(name, config, walk.begin(config, run.run_id, progress), progress)
     if name == "train":
         return _train(config, walk.begin(config, run_id, progress), progress)
     run = runs.describe_run(config, run_id)

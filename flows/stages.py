@@ -115,9 +115,9 @@ def publish(
 
 
 @stage()
-def announce(config: Config, run: Run, version: Version, progress: Any) -> Outcome:
+def announce(config: Config, run: Run, version: Version, progress: Any, rows_are: str = "images") -> Outcome:
     """Links on the run page and an event for whoever waits for this dataset."""
-    outcome = published_outcome(run, version)
+    outcome = published_outcome(run, version, rows_are)
     page.published(outcome)
     progress.note(f"{version.name} is visible at {time.strftime('%H:%M:%S')}")
     return outcome

@@ -206,6 +206,31 @@ def intervals(rows: Sequence[tuple[str, Sequence[float]]], *, label: str, x_labe
     return _svg(width, height, label, parts)
 
 
+def plane(
+    dots: Sequence[tuple[float, float]] = (), lines: Sequence[Sequence[tuple[float, float]]] = (), *, label: str,
+    limits: tuple[float, float], kind: str = "s0", x_label: str = "x", y_label: str = "y", side: int = 330,
+) -> Markup:
+    """A square part of the plane, both axes alike: dots, and lines such as contours; what lies outside is left out.
+
+    Args:
+        dots: (x, y) each.
+        lines: points of each line in order.
+        limits: of both axes.
+        kind: CSS class (a colour) of both.
+    """
+    low, high = limits
+    left = 22 + GLYPH * max(len(number(m)) for m in ticks(low, high))
+    frame = _Frame(left + side + 14, side + 52, left, False, low, high, low, high)
+    marks = ticks(low, high)
+    parts = [frame.y_axis(marks, y_label), frame.x_axis(marks, x_label, grid=True)]
+    inside = [(x, y) for x, y in dots if low <= x <= high and low <= y <= high]
+    if inside:
+        path = "".join(f"M{frame.x(x):.1f} {frame.y(y):.1f}h0" for x, y in inside)
+        parts.append(Markup('<path class="dots {}" d="{}"/>').format(kind, path))
+    parts += [Markup('<polyline class="line thin {}" points="{}"/>').format(kind, frame._path(line)) for line in lines]
+    return _svg(left + side + 14, side + 52, label, parts)
+
+
 def _t_interval(values: Sequence[float]) -> tuple[float, ...]:
     """(low, high) of the mean with 95 % confidence, () for a single value."""
     n = len(values)

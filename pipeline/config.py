@@ -20,6 +20,11 @@ Family = Literal["auto", "mlp", "dcgan", "sngan", "wgan", "wgan-gp", "r3", "vae"
 SourceFormat = Literal["digits", "gaussians", "imagefolder", "parquet", "idx", "webdataset"]
 ShardFormat = Literal["parquet", "png", "webdataset"]
 MAX_SHARD_BYTES = 500 * 2**20
+MIXTURES = ("two", "ring8", "grid25")                # of source.format gaussians
+_FOR_POINTS: dict[str, dict[str, Any]] = {           # defaults that fit points on the plane instead of images
+    "source": {"variant": "two"}, "train": {"budget": {"kimg": 2048}}, "evaluate": {"samples": 2500, "lift": None},
+    "sample": {"target": {"total": 10_000}, "rows_per_shard": 10_000},
+}
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -71,6 +76,16 @@ class SourceConfig(Section):
             raise ValueError(f"format {self.format} is built in: leave out url (got {self.url!r})")
         if not built_in and not self.url:
             raise ValueError(f"format {self.format} needs url: a folder or file, any fsspec URL")
+        return self
+
+    @model_validator(mode="after")
+    def _variant_fits(self) -> "SourceConfig":
+        if self.format != "gaussians" and self.variant is not None:
+            raise ValueError(f"variant {self.variant!r} is for format gaussians alone: leave it out")
+        if self.format == "gaussians" and self.variant not in (None, *MIXTURES):
+            raise ValueError(f"variant {self.variant!r}: must be one of {', '.join(MIXTURES)}")
+        if self.format == "gaussians" and self.subset is not None:
+            raise ValueError("subset: a mixture has no images to choose from: leave it out")
         return self
 
 
@@ -253,6 +268,29 @@ class Config(Section):
     sample: SampleConfig = Field(default_factory=SampleConfig)
     publish: PublishConfig = Field(default_factory=lambda: PublishConfig(url="./out"))
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_for_points(cls, raw: Any) -> Any:
+        source = raw.get("source") if isinstance(raw, dict) else None
+        if not isinstance(source, dict) or source.get("format") != "gaussians":
+            return raw
+        return {**raw, **{name: {**defaults, **raw.get(name, {})} for name, defaults in _FOR_POINTS.items()
+                          if isinstance(raw.get(name, {}), dict)}}
+
+    @model_validator(mode="after")
+    def _fits_points(self) -> "Config":
+        if self.source.format != "gaussians":
+            return self
+        wrong = {
+            "train.model": (self.train.model, "auto"), "evaluate.lift": (self.evaluate.lift, None),
+            "sample.format": (self.sample.format, "parquet"), "sample.filter": (self.sample.filter or None, None),
+        }
+        for key, (given, possible) in wrong.items():
+            if given != possible:
+                raise ValueError(f"{key}: source.format gaussians gives points, not images: only "
+                                 f"{'null' if possible is None else possible} is possible, leave it out")
+        return self
 
     @field_validator("name")
     @classmethod

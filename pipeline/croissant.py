@@ -50,7 +50,8 @@ def croissant(
         A dict to be written as JSON. `mlcroissant` accepts it and, beside the files, yields the records of record set
         `images`: image, label, uid and synthetic.
     """
-    describe = {"parquet": _parquet, "png": _png, "webdataset": _webdataset}[manifest["format"]]
+    points = manifest.get("rows_are") == "points"
+    describe = {"parquet": _points if points else _parquet, "png": _png, "webdataset": _webdataset}[manifest["format"]]
     files, records = describe(manifest, base_url)
     governs = "The licence of the source data governs."
     unknown = {"@type": "sc:CreativeWork", "name": "Not stated", "description": governs}
@@ -59,7 +60,7 @@ def croissant(
         "@type": "sc:Dataset",
         "conformsTo": CONFORMS_TO,
         "name": manifest["dataset"],
-        "description": (
+        "description": _POINTS.format(manifest["rows"]) if points else (
             f"{manifest['rows']:,} synthetic images in {len(manifest['classes']):,} classes, made by a generative "
             "adversarial network that was trained on labelled real images; meant to be mixed into those for training."
         ),
@@ -68,12 +69,12 @@ def croissant(
         "creator": {"@type": "sc:Organization", "name": "ganmill", "description": "Made by software, not by hand."},
         "datePublished": manifest["created"],
         "version": _semantic_version(manifest),
-        "keywords": ["synthetic", "image classification", "generative adversarial network", "ganmill"],
-        "citeAs": f"{manifest['dataset']}, synthetic images, version {manifest['version']}, made with ganmill",
+        "keywords": ["synthetic", "points" if points else "image classification", "generative adversarial network", "ganmill"],
+        "citeAs": f"{manifest['dataset']}, synthetic {'points' if points else 'images'}, version {manifest['version']}, made with ganmill",
         "digitalSourceType": [{"@id": SYNTHETIC_MARK}, {"@id": "sc:TrainedAlgorithmicMediaDigitalSource"}],
         "isLiveDataset": False,
         **_provenance(manifest),
-        **_responsibility(manifest),
+        **({} if points else _responsibility(manifest)),
         "distribution": files,
         "recordSet": [_classes(manifest), *records],
     }
@@ -94,7 +95,8 @@ def _provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
     address = public_url(source.get("url"))
     real = {
         "@type": "prov:Entity", "@id": f"urn:ganmill:source:{source.get('fingerprint', 'unknown')}",
-        "prov:label": f"labelled real images ({source.get('format', 'unknown')})",
+        "prov:label": f"{'drawn points' if manifest.get('rows_are') == 'points' else 'labelled real images'} "
+                      f"({source.get('format', 'unknown')})",
         "identifier": source.get("fingerprint", ""), **({"prov:atLocation": address} if address else {}),
     }
     maker = {
@@ -138,6 +140,7 @@ def _responsibility(manifest: Mapping[str, Any]) -> dict[str, Any]:
 # ---- files and records ----
 
 _Described = tuple[list[dict[str, Any]], list[dict[str, Any]]]   # distribution, record sets
+_POINTS = "{:,} synthetic points on the plane, made by a generative adversarial network that learned a mixture of Gaussians."
 _UID = "Follows from run seed, class and number alone."
 
 
@@ -155,6 +158,20 @@ def _parquet(manifest: Mapping[str, Any], base_url: str | None) -> _Described:
         _field("images/synthetic", "sc:Boolean", "Always true.", column("synthetic")),
     ]
     return [files, *_listed(manifest, base_url)], [_records("images", "One record a synthetic image.", fields)]
+
+
+def _points(manifest: Mapping[str, Any], base_url: str | None) -> _Described:
+    files = _file_set("shards", "data/*.parquet", "parquet", "The data files, one row a point.")
+
+    def column(name: str, kind: str, description: str) -> dict[str, Any]:
+        source = {"fileSet": {"@id": "shards"}, "extract": {"column": name}}
+        return _field(f"points/{name}", kind, description, source)
+
+    fields = [
+        column("x", "sc:Float", "Across."), column("y", "sc:Float", "Up."), column("uid", "sc:Text", _UID),
+        column("synthetic", "sc:Boolean", "Always true."),
+    ]
+    return [files, *_listed(manifest, base_url)], [_records("points", "One record a synthetic point.", fields)]
 
 
 def _png(manifest: Mapping[str, Any], base_url: str | None) -> _Described:

@@ -19,11 +19,11 @@ def decide(gate: GateConfig, scorecard: Scorecard) -> Verdict:
         _lift(gate.min_lift_pp, s),
         _at_most("memorised", s.memorised, gate.max_memorised, "max_memorised",
                  "samples come too near to training images: train for less long, with more images, or a smaller model"),
-        _at_least("coverage", s.coverage, gate.min_coverage, "min_coverage",
+        at_least("coverage", s.coverage, gate.min_coverage, "min_coverage",
                   "real images are left out: train longer, or with another train.model"),
-        _at_least("agreement", s.agreement, gate.min_agreement, "min_agreement",
+        at_least("agreement", s.agreement, gate.min_agreement, "min_agreement",
                   "samples are not seen as the class they were made for: train longer, or set sample.filter"),
-        _at_least(f"diversity (class {class_name!r})" if class_name else "diversity", diversity, gate.min_diversity,
+        at_least(f"diversity (class {class_name!r})" if class_name else "diversity", diversity, gate.min_diversity,
                   "min_diversity", "samples of that class are too much alike: train with another model or more images"),
         _at_most(f"fd_{s.features} over its floor", ratio, gate.max_fd_ratio, "max_fd_ratio",
                  "samples differ too much from real images: train longer, or with another train.model"),
@@ -40,11 +40,11 @@ def _lift(threshold: float | None, scorecard: Scorecard) -> str | None:
     if not figure.seeds:
         return f"{figure.sentence.rstrip('.')}; gate.min_lift_pp {threshold:g} asks for a figure: give more images, " \
                "or set gate.min_lift_pp: null to publish unproven."
-    return _at_least("lift_pp", figure.lift_pp, threshold, "min_lift_pp",
+    return at_least("lift_pp", figure.lift_pp, threshold, "min_lift_pp",
                      "the images do not help a classifier: train longer, add real images, or set the threshold to null")
 
 
-def _at_least(name: str, value: float, threshold: float | None, key: str, remedy: str) -> str | None:
+def at_least(name: str, value: float, threshold: float | None, key: str, remedy: str) -> str | None:
     if threshold is None or value >= threshold:
         return None
     return _reason(name, value, "below", threshold, key, remedy)

@@ -15,7 +15,7 @@ from pipeline import keys
 from pipeline.config import Config
 from pipeline.errors import CorruptShard, MissingObject, StoreError
 from pipeline.plan import Kept
-from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict
+from pipeline.records import Checkpoint, Receipt, Scored, Snapshot, Verdict
 from pipeline.redaction import public_url
 from pipeline.store import Store, compact_json, json_bytes
 
@@ -37,9 +37,9 @@ class Pointer:
 
 
 def build(
-    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict,
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scored, verdict: Verdict,
     receipts: Iterable[Receipt], run_id: str, version: str, previous: str | None, software: Mapping[str, str],
-    metadata: bytes = b"", kept: Kept | None = None,
+    metadata: bytes = b"", kept: Kept | None = None, rows_are: str = "images",
 ) -> dict[str, Any]:
     """The manifest of a version, its list of shards left out: see `pack`. Pure.
 
@@ -48,6 +48,7 @@ def build(
         previous: the version that this one follows.
         metadata: `png`: the content of metadata.jsonl.
         kept: the version that this one continues.
+        rows_are: what a row is, in the plural: images, or points on the plane.
     """
     rows = dict.fromkeys(snapshot.classes, 0)
     rejects: dict[str, int] = {}
@@ -78,6 +79,7 @@ def build(
         "recommended_mix": {"ratio": scorecard.lift.chosen_ratio} if scorecard.lift is not None else {},
         "rejects": rejects, "software": dict(software), "previous": previous, "filter": dict(config.sample.filter),
         "continues": {"version": kept.version, "rows": kept.plan.rows, "shards": len(kept.plan)} if kept else None,
+        "rows_are": rows_are,
     }
     if metadata:
         manifest["metadata"] = {"key": keys.METADATA, "bytes": len(metadata),

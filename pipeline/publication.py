@@ -18,7 +18,7 @@ from pipeline.errors import CorruptShard, GateRefused, MissingObject, Publicatio
 from pipeline.ledger import Ledger, Sizes
 from pipeline.manifest import Pointer
 from pipeline.plan import Plan, was_published
-from pipeline.records import Checkpoint, Receipt, Scorecard, ShardSpec, Snapshot, Verdict, Version
+from pipeline.records import Checkpoint, Receipt, Scored, ShardSpec, Snapshot, Verdict, Version
 from pipeline.store import Store, json_bytes
 from pipeline.verification import verify
 
@@ -29,14 +29,14 @@ Attachments = Mapping[str, bytes] | Callable[[dict[str, Any]], Mapping[str, byte
 
 _ESSENCE = ("version", "run_id", "previous", "rows_per_class", "shards", "parts")   # what committers of a run agree on
 _SHOWN = ("version", "created", "rows", "rows_per_class", "bytes", "format", "scores", "verdict", "source", "generator",
-          "recommended_mix", "rejects", "run_id", "seed", "classes", "software", "continues")
+          "recommended_mix", "rejects", "run_id", "seed", "classes", "software", "continues", "rows_are")
 MAX_MOVES = 10                                       # tries to move the pointer while others move it too
 
 
 def commit(
-    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict,
+    config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scored, verdict: Verdict,
     plan: Sequence[ShardSpec], receipts: Iterable[Receipt], dataset: Store, run_id: str, version: str,
-    attachments: Attachments, *, software: Mapping[str, str] | None = None,
+    attachments: Attachments, *, software: Mapping[str, str] | None = None, rows_are: str = "images",
 ) -> Version:
     """Publishes the version, or finds that it was published before.
 
@@ -68,7 +68,7 @@ def commit(
         content = packed | {name: value for name, value in manifest.build(
             config, snapshot, checkpoint, scorecard, verdict, ordered, run_id, version,
             pointer.version if pointer is not None else None, _software() if software is None else software, metadata,
-            plan.kept if isinstance(plan, Plan) else None,
+            plan.kept if isinstance(plan, Plan) else None, rows_are,
         ).items() if name != "shards"}
         if metadata:
             folder.put(keys.METADATA, metadata)

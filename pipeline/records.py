@@ -120,6 +120,18 @@ class LiftFigure(Record):
     rows: tuple[dict[str, Any], ...] = ()            # every trained classifier: seed, arm, ratio, val and test figures
 
 
+class Scored(typing.Protocol):
+    """What the manifest needs to know of a scorecard, whatever was measured."""
+
+    @property
+    def lift(self) -> LiftFigure | None:
+        """The lift trial, where there was one."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The figures that the manifest carries."""
+
+
 @dataclass(frozen=True)
 class Scorecard(Record):
     """What was measured of a generator. Every figure comes with N and the real-against-real floor where it has one."""

@@ -81,14 +81,22 @@ def open_run(config: Config, run_id: str | None = None) -> Run:
 
 def describe_run(config: Config, run_id: str | None = None) -> Run:
     """The run that `open_run` would open; reads the source's listing, writes nothing."""
-    from pipeline.sources import open_source
-
-    fingerprint = open_source(config.source, config.seed).fingerprint()
+    fingerprint = _source_fingerprint(config)
     code = code_digest()
     if run_id is None:
         run_id = hashlib.sha256("\0".join((config.work_digest(), fingerprint, code)).encode()).hexdigest()[:12]
     dataset = Store(config.dataset_url, config.publish.storage_options)
     return Run(run_id, dataset, dataset.child(keys.run(run_id)), fingerprint, code)
+
+
+def _source_fingerprint(config: Config) -> str:
+    if config.source.format == "gaussians":          # points are drawn, not read
+        from pipeline.plane.walk import fingerprint
+
+        return fingerprint(config)
+    from pipeline.sources import open_source
+
+    return open_source(config.source, config.seed).fingerprint()
 
 
 def published_version(config: Config, run: Run) -> dict[str, Any] | None:

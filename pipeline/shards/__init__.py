@@ -16,7 +16,7 @@ import numpy as np
 class ShardRows:
     """The rows of one shard, in the order in which they are written."""
 
-    images: np.ndarray                               # uint8 (n, C, H, W), C = 1 grey or 3 RGB
+    images: np.ndarray                               # uint8 (n, C, H, W), C = 1 grey or 3 RGB; or points float32 (n, 2)
     labels: np.ndarray                               # int64 (n,)
     uids: Sequence[str]
     seeds: np.ndarray                                # int64 (n,), latent seed of the accepted draw

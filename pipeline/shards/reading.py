@@ -1,13 +1,15 @@
 """From a version's objects back to rows: what `verify --deep` and a training job's feed read with."""
 
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-Row = tuple[int, str, bytes | None]                  # label, uid, PNG (None: it lies in a file of its own)
+Row = tuple[int, str, bytes | None]                  # label, uid, PNG (None: in a file of its own, or no image at all)
 
 
 def rows_of(format_name: str, data: bytes) -> Iterator[Row]:
@@ -37,11 +39,21 @@ def _parquet_rows(data: bytes) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(data))
-    images = table.column("image").combine_chunks().field("bytes")
+    if "image" in table.column_names:
+        images: Iterator[bytes | None] = (value.as_py() for value in table.column("image").combine_chunks().field("bytes"))
+    else:
+        _check_points(table)
+        images = itertools.repeat(None)
     if not all(value.as_py() for value in table.column("synthetic")):
         raise ValueError("a row is not marked synthetic")
-    for label, uid, image in zip(table.column("label").to_pylist(), table.column("uid").to_pylist(), images):
-        yield label, uid, image.as_py()
+    yield from zip(table.column("label").to_pylist(), table.column("uid").to_pylist(), images)
+
+
+def _check_points(table: Any) -> None:
+    """Rows without an image are points: two finite numbers each."""
+    for name in ("x", "y"):
+        if not np.isfinite(table.column(name).to_numpy()).all():
+            raise ValueError(f"a point's {name} is not finite")
 
 
 def _tar_rows(data: bytes) -> Iterator[Row]:

@@ -32,5 +32,4 @@ def open_source(config: SourceConfig, seed: int) -> Source:
     if config.format == "webdataset":
         from pipeline.sources.webdataset import open_webdataset
         return open_webdataset(config)
-    raise ConfigError(f"source.format: {config.format} can't be read yet; "
-                      "give digits, imagefolder, parquet, idx or webdataset")
+    raise ConfigError(f"source.format: {config.format} holds no images; give digits, imagefolder, parquet, idx or webdataset")

@@ -96,3 +96,18 @@ def test_a_refusal_ends_with_status_3_names_the_figure_and_publishes_nothing(com
     assert stricter.status == 3 and (out / "LATEST.json").read_bytes() == published
     other = command.run("run", str(config), "--set", "gate.min_coverage=0.0", "--json")     # and is not published twice
     assert other.status == 0 and (out / "LATEST.json").read_bytes() == published, other.err
+
+
+@pytest.mark.slow
+def test_points_on_the_plane_from_a_name_to_published_and_up_to_date(command: Command) -> None:
+    config = command.config(
+        source={"format": "gaussians", "variant": "two"}, prepare={}, evaluate={"samples": 200}, sample={"target": {"total": 60}},
+        train={"budget": {"kimg": 4}, "options": {"width": 16, "depth": 2, "batch_size": 64}},
+    )
+    ended = command.run("run", str(config), "--json")
+    assert ended.status == 0 and "Traceback" not in ended.err, ended.err
+    assert ended.result["status"] == "published" and ended.result["rows_per_class"] == {"two": 60}
+    out = command.folder / "out" / "tiny"
+    assert command.run("verify", str(out), "--deep").status == 0
+    assert command.run("run", str(config), "--json").result["status"] == "up to date"
+    assert command.left_processes() == [] and list(command.temp.iterdir()) == []
