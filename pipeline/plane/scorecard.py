@@ -111,7 +111,7 @@ def decide(gate: GateConfig, scorecard: PlaneScorecard) -> Verdict:
         at_least("coverage (share of modes found)", scorecard.modes / scorecard.of, gate.min_coverage, "min_coverage",
                  "modes are left out: train longer"),
         at_least("diversity (narrowest mode's deviation, generated over true)", min(scorecard.spread), gate.min_diversity,
-                 "min_diversity", "a mode has shrunk towards a point: train longer"),
+                 "min_diversity", "a mode is missing or has shrunk towards a point: train longer"),
     ]
     failed = tuple(reason for reason in reasons if reason)
     return Verdict(passed=not failed, reasons=failed, enforced=gate.enabled)
