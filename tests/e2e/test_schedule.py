@@ -166,20 +166,23 @@ def test_from_the_first_firing_to_a_killed_worker(command: Command, prefect_serv
 
     # more images, and everything on the machine dies in mid-run
     make_images(images, 2, {"square": 4})
-    known = {r["id"] for r in watch.runs()}
+
+    def snapshots() -> dict[str, Any]:
+        """Run id → when its images were prepared."""
+        return {p.split("/")[-2]: fs.info(p)["LastModified"] for p in fs.find(f"{bucket}/sets/tiny/runs") if p.endswith("/snapshot.json")}
+
+    before = snapshots()
     with worker(command, "worker2.log") as process:
-        running = watch.wait("a run of the new state", lambda: [
-            r for r in watch.runs() if r["id"] not in known and r["state_type"] == "RUNNING"], NEXT_RUN_S)[0]
-        folder = watch.wait("its prepared images", lambda: [
-            p for p in fs.find(f"{bucket}/sets/tiny/runs") if p.endswith("/snapshot.json")][2:], NEXT_RUN_S)
+        watch.wait("another run's prepared images", lambda: len(snapshots()) > len(before), NEXT_RUN_S)
         kill_tree(process.pid)
-    prepared = {p: fs.info(p)["LastModified"] for p in folder}
+    prepared = snapshots()
+    [killed] = set(prepared) - set(before)
+    assert len(watch.events("published")) == 2
     # whoever comes next continues it, though nobody said that the dead run had ended
     with worker(command, "worker3.log"):
         third = watch.wait("the third version", lambda: watch.events("published")[2:], NEXT_RUN_S)[0]
     assert third["payload"]["version"] == latest() > second["payload"]["version"]
-    assert {p: fs.info(p)["LastModified"] for p in folder} == prepared, "prepared twice"
-    assert running["id"] not in {e["payload"]["run_id"] for e in watch.events("published")}
+    assert third["payload"]["run_id"] == killed and snapshots() == prepared, "prepared twice"
     one_at_a_time([r for r in watch.runs() if r["state_type"] in ("COMPLETED", "FAILED")])
 
 
