@@ -2,13 +2,16 @@
 
 import io
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import keys
+from pipeline.cluster import connected
 from pipeline.config import parse_config
 from tests.pipeline.small import CLASSES, paint, small_run
 
@@ -65,3 +68,32 @@ def test_ganmill_reads_its_own_datasets(tmp_path: Path, format_name: str) -> Non
     source = open_source(parse_config({"name": "x", "source": {"format": kind, "url": str(at)}}).source, 0)
     counts = sum(source.census().rows.values(), np.zeros(len(source.classes), np.int64))
     assert counts.sum() == 36 and sorted(counts[counts > 0].tolist()) == [12, 12, 12]
+
+
+@pytest.fixture(scope="module")
+def ray_data() -> Iterator[Any]:
+    """Ray Data on a local cluster."""
+    pytest.importorskip("ray.data")
+    with connected(parse_config({"name": "x", "source": {"format": "digits"}})):
+        import ray
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield ray.data
+
+
+@pytest.mark.slow
+def test_parquet_in_ray_data(tmp_path: Path, ray_data: Any) -> None:
+    rows = ray_data.read_parquet(str(published(tmp_path, "parquet") / "data")).take_all()
+    assert Counter(CLASSES[row["label"]] for row in rows) == EACH and len({row["uid"] for row in rows}) == 36
+    for row in rows:
+        assert (pixels(row["image"]["bytes"]) == painted(row["label"], row["seed"])).all() and row["synthetic"]
+
+
+@pytest.mark.slow
+def test_png_in_ray_data(tmp_path: Path, ray_data: Any) -> None:
+    folder = published(tmp_path, "png") / "data"
+    rows = ray_data.read_images(str(folder), include_paths=True, file_extensions=["png"]).take_all()
+    classes = [keys.class_of_folder(Path(row["path"]).parent.name) for row in rows]
+    assert Counter(classes) == EACH
+    for name, row in zip(classes, rows):
+        assert row["image"].shape == (8, 8, 3) and row["image"][0, 0, 0] == CLASSES.index(name)
