@@ -1,5 +1,7 @@
 """Against a running Prefect server, into an S3-protocol server."""
 
+import time
+
 import pytest
 
 from tests.e2e.conftest import Command, api
@@ -29,8 +31,10 @@ def test_the_run_page_tells_the_story(command: Command, prefect_server: str, s3_
     events = api(prefect_server, "/events/filter", {"filter": {"event": {"prefix": ["ganmill."]}}})["events"]
     assert [e["event"] for e in events] == ["ganmill.dataset.published"]
     assert events[0]["payload"]["version"] == ended.result["version"]
-    logs = " ".join(line["message"] for line in api(prefect_server, "/logs/filter", {"logs": {}}))
-    assert "kimg" in logs
+    deadline = time.monotonic() + 60                         # the server stores them behind a queue
+    while "kimg" not in (logs := " ".join(line["message"] for line in api(prefect_server, "/logs/filter", {"logs": {}}))):
+        assert time.monotonic() < deadline, logs
+        time.sleep(0.5)
 
     assert command.run("verify", ended.result["dataset_url"], "--deep").status == 0
     assert command.run("run", str(config), "--json").result["status"] == "up to date"

@@ -118,12 +118,12 @@ def test_the_gate_refuses_and_leaves_a_report(tmp_path: Path) -> None:
 def test_damaged_points_are_found(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from pipeline.verification import _parquet_rows
+    from pipeline.shards.reading import rows_of
 
     table = pa.table({"x": [1.0, float("nan")], "y": [0.0, 0.0], "label": [0, 0], "uid": ["a", "b"], "synthetic": [True, True]})
     pq.write_table(table, tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match="x is not finite"):
-        list(_parquet_rows((tmp_path / "bad.parquet").read_bytes()))
+        list(rows_of("parquet", (tmp_path / "bad.parquet").read_bytes()))
     result = published(config(tmp_path))
     shard = next((tmp_path / "out" / "plane" / "versions" / result["version"] / "data").iterdir())
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")

@@ -152,7 +152,7 @@ def deletes_end_at(at: int, after: bool) -> Iterator[list[int]]:
             raise Killed
 
     def delete_all(self: Memory, folder: str) -> None:
-        for name, _ in sorted(self.list(folder), key=lambda item: hash((at, item))):
+        for name, *_ in sorted(self.list(folder), key=lambda item: hash((at, item))):
             self.delete(f"{folder}/{name}")
 
     with pytest.MonkeyPatch.context() as patched:
