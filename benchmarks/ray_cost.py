@@ -69,6 +69,7 @@ def main() -> None:
             rates["bare"].append(images_per_s(folder, arguments.kimg, 1, ray=False))
             rates["ray"].append(images_per_s(folder, arguments.kimg, 1, ray=True))
             rates["split"].append(images_per_s(folder, arguments.kimg, cores, ray=True))
+            print({name: [round(value) for value in values[-1]] for name, values in rates.items()}, flush=True)
     names = {"bare": f"bare loop, {cores} threads", "ray": f"Ray, 1 worker of {cores} threads",
              "split": f"Ray, {cores} workers of 1 thread"}
     bare = [statistics.median(column) for column in zip(*rates["bare"])]
