@@ -82,6 +82,13 @@ def textbook(images: Tensor, labels: Tensor, seconds: float, seed: int) -> tuple
     return sampler, seen / 1000, "textbook cDCGAN"
 
 
+def training_rows(images: Tensor, labels: Tensor) -> Sampler:
+    """Real training images in the samples' place: about what a perfect generator would reach."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    of_class = {c: images[order[labels[order] == c]] for c in range(CLASSES)}
+    return lambda y: torch.cat([of_class[c][: int((y == c).sum())] for c in y.unique().tolist()])
+
+
 def figures(net: Classifier, sampler: Sampler, real: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Every figure of `SAMPLES` samples with even labels; `real`: features and labels of the test images."""
     y = torch.arange(CLASSES).repeat_interleave(SAMPLES // CLASSES)
@@ -125,6 +132,7 @@ def main() -> None:
     floor = frechet_distance(Gaussian(real[0]), Gaussian(embed(net, train[some])[0]))
     print(f"judge: {100 * accuracy:.2f} % on the test images ({time.perf_counter() - began:.0f} s); "
           f"floor: FD {floor:.3f} of {SAMPLES} training images")
+    show("real training images", SAMPLES / 1000, 1, figures(net, training_rows(train, train_y), real))
     for seed in range(arguments.seeds):
         sampler, kimg, name = textbook(train, train_y, arguments.seconds, seed)
         peer = figures(net, sampler, real)
