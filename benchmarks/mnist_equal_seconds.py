@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "active")       # for both; as ganmill sets it; before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "10000000")       # for both; as ganmill sets it; before torch is loaded
 
 import torch
 from machine import machine

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "active")       # as ganmill sets it for Ray's workers; before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "10000000")       # as ganmill sets it for Ray's workers; before torch is loaded
 
 import torch
 from machine import machine
