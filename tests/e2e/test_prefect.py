@@ -1,6 +1,8 @@
 """Against a running Prefect server, into an S3-protocol server."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,15 @@ from tests.e2e.conftest import Command, api
 from tests.servers import S3Server
 
 
+def eventually(found: Callable[[], Any], within_s: float = 90) -> Any:
+    """What `found` gives as soon as it gives anything: the server stores logs and events behind a queue."""
+    deadline = time.monotonic() + within_s
+    while not (result := found()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return result
+
+
+@pytest.mark.slow                                    # a loaded server answers late; and the longest of its kind
 def test_the_run_page_tells_the_story(command: Command, prefect_server: str, s3_server: S3Server) -> None:
     bucket = s3_server.new_bucket()
     command.env |= {"PREFECT_API_URL": prefect_server, **s3_server.environment}
@@ -28,13 +39,11 @@ def test_the_run_page_tells_the_story(command: Command, prefect_server: str, s3_
     assert ended.result["version"] in artifacts["ganmill-version"]["data"]
     assert "fd_domain" in artifacts["ganmill-scores"]["data"]
 
-    events = api(prefect_server, "/events/filter", {"filter": {"event": {"prefix": ["ganmill."]}}})["events"]
+    asked = {"filter": {"event": {"prefix": ["ganmill."]}}}
+    events = eventually(lambda: api(prefect_server, "/events/filter", asked)["events"])
     assert [e["event"] for e in events] == ["ganmill.dataset.published"]
     assert events[0]["payload"]["version"] == ended.result["version"]
-    deadline = time.monotonic() + 60                         # the server stores them behind a queue
-    while "kimg" not in (logs := " ".join(line["message"] for line in api(prefect_server, "/logs/filter", {"logs": {}}))):
-        assert time.monotonic() < deadline, logs
-        time.sleep(0.5)
+    assert eventually(lambda: [line for line in api(prefect_server, "/logs/filter", {"logs": {}}) if "kimg" in line["message"]])
 
     assert command.run("verify", ended.result["dataset_url"], "--deep").status == 0
     assert command.run("run", str(config), "--json").result["status"] == "up to date"
