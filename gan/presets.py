@@ -85,8 +85,8 @@ Preset = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _dcgan(case: Case) -> Preset:
-    # On a CPU small batches win: after 80,000 images of MNIST coverage was 0.70 with batches of 32 and 0.63 with 64, at
-    # 0.85 times the images a second. A GPU wants larger ones (not measured).
+    # In minutes on a CPU more updates win over fewer images a second (benchmarks/mnist_equal_seconds.py --models auto,auto@64).
+    # A GPU wants larger batches (not measured).
     batch_size, lr = (64, 2e-3) if case.on_gpu else (32, 3e-3)
     return {}, {"loss": "hinge", "lr_g": lr, "lr_d": lr, "beta1": 0.0, "beta2": 0.99, "batch_size": batch_size,
                 "ema_half_life_kimg": 10.0, "precision": _fast(case)}
