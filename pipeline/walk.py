@@ -5,7 +5,7 @@
 Each stage finds its inputs in its arguments and what it finished before in the run's folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +94,20 @@ def gate(
 
     progress.stage("gate")
     verdict = room.decide(config.gate, scorecard)
+    return obey(verdict, run, progress, lambda: _report(config, snapshot, checkpoint, scorecard, verdict, run))
+
+
+def obey(verdict: Verdict, run: Run, progress: Progress, report: Callable[[], bytes]) -> Verdict:
+    """Keeps the verdict in the run's folder and goes on, or doesn't.
+
+    Raises:
+        GateRefused: after the report, which says why, was written into the run's folder.
+    """
     run.folder.put_json(keys.VERDICT, verdict.to_json())
     if verdict.passed or not verdict.enforced:
         progress.note("passed" if verdict.passed else "not passed, but the gate is off: " + " ".join(verdict.reasons))
         return verdict
-    run.folder.put(keys.REPORT, _report(config, snapshot, checkpoint, scorecard, verdict, run))
+    run.folder.put(keys.REPORT, report())
     raise GateRefused(f"{' '.join(verdict.reasons)} Nothing was published. Report: {run.folder.where(keys.REPORT)}")
 
 

@@ -18,7 +18,7 @@ from gan.plane import Look, MixtureRecipe, MixtureRun, load_run, save_run, train
 from gan.sampling import latents
 from pipeline import keys, seeds
 from pipeline.config import Config
-from pipeline.errors import ConfigError, GateRefused, MissingObject, RunMismatch, TrainingFailed
+from pipeline.errors import ConfigError, MissingObject, RunMismatch, TrainingFailed
 from pipeline.plan import make_plan, open_plan
 from pipeline.plane import scorecard as measuring
 from pipeline.plane.report import attachments, render
@@ -27,7 +27,7 @@ from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, Snapshot, Verdict, Version
 from pipeline.runs import Run
 from pipeline.store import Store
-from pipeline.walk import Planned
+from pipeline.walk import Planned, obey
 
 MODEL = "plane"
 
@@ -164,12 +164,7 @@ def gate(config: Config, scorecard: PlaneScorecard, run: Run, progress: Progress
     """
     progress.stage("gate")
     verdict = measuring.decide(config.gate, scorecard)
-    run.folder.put_json(keys.VERDICT, verdict.to_json())
-    if verdict.passed or not verdict.enforced:
-        progress.note("passed" if verdict.passed else "not passed, but the gate is off: " + " ".join(verdict.reasons))
-        return verdict
-    report(config, scorecard, verdict, run, progress)
-    raise GateRefused(f"{' '.join(verdict.reasons)} Nothing was published. Report: {run.folder.where(keys.REPORT)}")
+    return obey(verdict, run, progress, lambda: _page(config, scorecard, verdict, run))
 
 
 def plan(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, progress: Progress) -> Planned:
@@ -224,8 +219,12 @@ def publish(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecar
 def report(config: Config, scorecard: PlaneScorecard, verdict: Verdict, run: Run, progress: Progress) -> str:
     """Writes the report into the run's folder; its URL."""
     progress.stage("report")
-    run.folder.put(keys.REPORT, render(config, scorecard, verdict, trainings(config, run.folder), run.run_id))
+    run.folder.put(keys.REPORT, _page(config, scorecard, verdict, run))
     return run.folder.where(keys.REPORT)
+
+
+def _page(config: Config, scorecard: PlaneScorecard, verdict: Verdict, run: Run) -> bytes:
+    return render(config, scorecard, verdict, trainings(config, run.folder), run.run_id)
 
 
 def expected(config: Config) -> dict[str, Any]:
