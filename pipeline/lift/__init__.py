@@ -11,7 +11,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from gan.classifier import Classifier
 from pipeline.cluster import local_cpus
@@ -154,10 +153,3 @@ def only_known(rows: Rows, train: Rows, classes: int) -> Rows:
 
     known = torch.bincount(train.labels, minlength=classes) > 0
     return rows.take(torch.nonzero(known[rows.labels])[:, 0])
-
-
-def with_known_classes(bench: Bench) -> Bench:
-    """The bench with val, test and spare restricted to classes that have a training row."""
-    n = len(bench.classes)
-    return replace(bench, val=only_known(bench.val, bench.train, n), test=only_known(bench.test, bench.train, n),
-                   spare=only_known(bench.spare, bench.train, n))
