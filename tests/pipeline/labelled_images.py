@@ -104,3 +104,14 @@ def write_tar(file: Path, samples: Sequence[tuple[str, Mapping[str, bytes]]]) ->
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return file
+
+
+def folder_with(root: Path, counts: dict[str, int], at: str = "") -> dict[str, Any]:
+    images, _ = glyphs(sum(counts.values()))
+    first = 0
+    for name, count in counts.items():
+        (root / at / name).mkdir(parents=True, exist_ok=True)
+        for i in range(first, first + count):
+            (root / at / name / f"{i}.png").write_bytes(encode(images[i]))
+        first += count
+    return {"format": "imagefolder", "url": str(root)}

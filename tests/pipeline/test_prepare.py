@@ -19,7 +19,7 @@ from pipeline.prepare import LabelledImages, load_split, prepare
 from pipeline.progress import NullProgress
 from pipeline.records import Snapshot
 from pipeline.store import Store
-from tests.pipeline.labelled_images import config, encode, glyphs, write_folder, write_idx, write_parquet, write_tar
+from tests.pipeline.labelled_images import config, encode, folder_with, glyphs, write_folder, write_idx, write_parquet, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, LABELS = glyphs(60)
@@ -419,17 +419,6 @@ def test_splits_that_are_not_there_or_damaged(tmp_path: Path) -> None:
 # what is refused
 
 
-def folder_with(root: Path, counts: dict[str, int], at: str = "") -> dict[str, Any]:
-    images, _ = glyphs(sum(counts.values()))
-    first = 0
-    for name, count in counts.items():
-        (root / at / name).mkdir(parents=True, exist_ok=True)
-        for i in range(first, first + count):
-            (root / at / name / f"{i}.png").write_bytes(encode(images[i]))
-        first += count
-    return {"format": "imagefolder", "url": str(root)}
-
-
 @pytest.mark.parametrize("count, said", [(0, "has no image"), (1, "has 1 image in"), (2, "has 2 images in")])
 def test_classes_too_small_to_split_are_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, said: str
@@ -588,33 +577,3 @@ def test_bad_labels_are_counted(tmp_path: Path) -> None:
         "label"
     ] == 9
     assert inspect(config({"format": "parquet", "url": str(file)})).quarantined == snapshot.quarantined
-
-
-# inspection
-
-
-def test_inspection_says_what_the_images_are(tmp_path: Path) -> None:
-    images, labels = glyphs(12, size=28)
-    summary = inspect(
-        config({"format": "imagefolder", "url": str(write_folder(tmp_path, images, labels))}, resolution=32)
-    )
-    assert summary.image == "28 x 28 grey, padded to 32 x 32 by their border" and summary.estimated_seconds > 0
-    assert summary.source_rows == {"train": {"a": 4, "b": 4, "c": 4}} and not summary.official_test
-    (tmp_path / "a" / "0000.png").write_bytes(b"text")
-    assert any(
-        "a/0000.png can't be used: not an image" in note
-        for note in inspect(config({"format": "imagefolder", "url": str(tmp_path)})).notes
-    )
-
-
-def test_inspection_decodes_only_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = folder_with(tmp_path / "in", {"a": 40, "b": 40})
-    looked: list[int] = []
-    from pipeline import inspection
-
-    original = inspection.decode
-    monkeypatch.setattr(
-        inspection, "decode", lambda data, resolution: (looked.append(1), original(data, resolution))[1]
-    )
-    inspect(config(source))
-    assert 1 <= len(looked) <= 8
