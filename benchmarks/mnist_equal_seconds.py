@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gan.loop
+from gan.allocator import keep_freed_memory
 from gan.classical import ClassicalAugment
 from gan.classifier import Classifier, embed, load_classifier, save_classifier, train_classifier
 from gan.metrics.diversity import diversity
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, help="cache of the judge")
     parser.add_argument("--picture", type=Path, help="PNG with the default's samples, one row a class")
     arguments = parser.parse_args()
+    keep_freed_memory()                              # for both; as ganmill's workers do
     print(machine())
     (train, train_y), (test, test_y) = (mnist(arguments.data, part) for part in ("train", "t10k"))
     began = time.perf_counter()

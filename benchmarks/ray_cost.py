@@ -18,6 +18,7 @@ import torch
 from machine import machine
 
 import gan.loop
+from gan.allocator import keep_freed_memory
 from pipeline.cluster import connected, local_cpus
 from pipeline.config import parse_config
 from pipeline.prepare import load_split, prepare
@@ -41,6 +42,7 @@ def images_per_s(folder: str, kimg: float, workers: int, *, ray: bool) -> tuple[
         with connected(config):
             over_all = train(config, snapshot, run, NullProgress()).images_per_s
         return steady(load_metrics(run)), over_all
+    keep_freed_memory()                                   # as ganmill's workers do
     torch.set_num_threads(local_cpus())
     data = load_split(run, "train")
     spec, recipe, _ = choose_preset(config, 32, train_counts(snapshot), "cpu")

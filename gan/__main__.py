@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gan.allocator import keep_freed_memory
 from gan.errors import BadCheckpoint, BadData, BadRecipe, GanError, TrainingDiverged
 
 MODELS = ("auto", "mlp", "dcgan", "sngan", "wgan", "wgan-gp", "r3", "vae", "autoencoder")
@@ -21,6 +22,7 @@ MODELS = ("auto", "mlp", "dcgan", "sngan", "wgan", "wgan-gp", "r3", "vae", "auto
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 failed, 2 bad usage or input."""
     args = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         return int(args.run(args))
     except TrainingDiverged as e:

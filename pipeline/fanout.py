@@ -461,6 +461,9 @@ class _Minter:
     def __init__(self, job: MintJob, drawing: int, gpu: bool):
         import torch
 
+        from gan.allocator import keep_freed_memory
+
+        keep_freed_memory()
         if not gpu:
             torch.set_num_threads(1)                     # sums in the same order however many workers there are
         self._mint = Mint(job, drawing)

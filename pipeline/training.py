@@ -276,6 +276,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     import torch
 
     import gan.loop
+    from gan.allocator import keep_freed_memory
     from gan.errors import GanError
     from pipeline.prepare import load_split
     from pipeline.seeds import derive
@@ -283,6 +284,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     job: Job = loop_config["job"]
     if ray.get(job.board.given_up.remote()):         # Ray restarted the group, but another try would fail alike
         return
+    keep_freed_memory()
     torch.set_num_threads(job.threads)               # under Ray torch saw one thread even with num_cpus=2
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

@@ -49,5 +49,8 @@ def on_ray(trials: Sequence[Trial], replicates: dict[int, Replicate]) -> Iterato
 def _trial(replicates: dict[int, Replicate], trial: Trial) -> Row:
     import torch
 
+    from gan.allocator import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(1)
     return run_one(replicates[trial.replicate], trial)

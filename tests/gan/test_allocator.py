@@ -1,0 +1,38 @@
+"""Freed memory is kept: the same training step again costs no page faults."""
+
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, sys, threading, torch
+from gan.allocator import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+net = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3))
+def work():
+    for _ in range(10):
+        net(torch.ones(64, 1, 32, 32)).square().mean().backward()
+def count():
+    work()
+    before = faults()
+    work()
+    print(faults() - before)
+count()
+thread = threading.Thread(target=count)
+thread.start(); thread.join()
+"""
+
+
+def _faults(mode: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", COUNT, mode], capture_output=True, text=True, check=True, timeout=120)
+    return [int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc's settings are glibc's")
+def test_kept_memory_needs_no_new_pages_in_the_main_thread_and_in_others() -> None:
+    assert min(_faults("default")) > 5000            # positive control: by default every step asks for its pages again
+    assert max(_faults("keep")) < 500
