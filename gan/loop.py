@@ -21,6 +21,7 @@ from gan.checkpoint import TrainState
 from gan.errors import BadData, BadRecipe, TrainingDiverged
 from gan.networks import NetSpec, build
 from gan.networks.norm import share_statistics
+from gan.networks.projected import Projected
 from gan.recipe import Recipe
 from gan.sampler import Sampler, check_data, data_digest
 from gan.sampling import generate
@@ -77,6 +78,10 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
     state = new_state(images, labels, spec, recipe, seed, device)
     if resume is not None:
         checkpoint.restore(state, resume)
+    elif isinstance(state.d, Projected):
+        began = time.perf_counter()
+        state.d.teach(images.to(device), labels.to(device), recipe.feature_steps_here(), seed)
+        state.elapsed_s = time.perf_counter() - began          # part of a budget in seconds
     for network in (state.g, state.d):
         network.train()
         share_statistics(network, world > 1)

@@ -57,6 +57,7 @@ class Recipe:
     augment_p: float = 0.0
     augment_ramp: float = 0.0                        # share of the run over which p rises from 0
     label_prior_tau: float = 1.0                     # labels drawn from p(y)^τ; 1: as the data, 0: uniform
+    feature_steps: int = 400                         # of the classifier whose features D may see; fewer in short runs
 
     precision: str = "float32"                       # float32 | bf16 (autocast; weights stay float32)
     channels_last: bool = True
@@ -80,6 +81,11 @@ class Recipe:
         """t in 0 … 1: the share of the budget that is spent."""
         spent = seconds / self.total_seconds if self.total_seconds is not None else images / self.total_images
         return min(1.0, spent)
+
+    def feature_steps_here(self) -> int:
+        """`feature_steps`, but at most four a second or a kimg of the budget."""
+        budget = self.total_kimg if self.total_seconds is None else self.total_seconds
+        return max(1, min(self.feature_steps, math.ceil(4 * (budget or 0.0))))
 
     def lr_scale(self, t: float) -> float:
         """What both learning rates are multiplied by at progress t."""
@@ -158,7 +164,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "checkpoint_every_kimg": (1e-6, math.inf),
     "checkpoint_every_s": (1e-6, math.inf), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
 }
-_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "checkpoints": 1, "grids": 0}
+_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "feature_steps": 1, "checkpoints": 1, "grids": 0}
 _FLAGS = ("joint_pass", "fresh_g_batch", "channels_last")
 _OPTIONAL = ("total_kimg", "total_seconds", "beta2_start", "checkpoint_every_kimg", "checkpoint_every_s")
 

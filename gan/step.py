@@ -55,12 +55,13 @@ class Workers:
         """
         if self.world == 1:
             return figures
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in network.parameters()]
+        learning = [p for p in network.parameters() if p.requires_grad]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learning]
         flat = torch.cat([*(g.reshape(-1).float() for g in gradients), figures])
         dist.all_reduce(flat)
         flat /= self.world
         parts = flat.split([g.numel() for g in gradients] + [len(figures)])
-        for parameter, gradient, part in zip(network.parameters(), gradients, parts):
+        for parameter, gradient, part in zip(learning, gradients, parts):
             gradient.copy_(part.view(gradient.shape))
             parameter.grad = gradient
         return parts[-1]
@@ -225,11 +226,14 @@ class Update:
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """No gradients for the network's weights meanwhile: the generator's turn needs those of its input alone."""
-    network.requires_grad_(False)
+    learning = [p for p in network.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _zero(optimizer: torch.optim.Optimizer) -> None:

@@ -3,9 +3,10 @@
 What was measured to count, by weight: spectral norm in D with the hinge loss lets both players learn at ten times
 the usual rate; a batch of 32, since in minutes the number of updates counts more than the gradient's noise; Adam
 without momentum, for the opponent moves; gain and bias for each class in G's batch norm; a light G with one residual
-block at its base and one more layer at D's base, where multiplications are cheapest. Radford's own form, batch norm
-in both players and the label by concatenation, is `options: {d_norm: batch, class_norm: false, conditioning: concat,
-g_blocks: 0, d_blocks: 0, largest_base: 7}`.
+block at its base and one more layer at D's base, where multiplications are cheapest. The preset also lets D see the
+features of a small classifier (`gan.networks.projected`). Radford's own form, batch norm in both players and the label
+by concatenation, is `options: {d_norm: batch, class_norm: false, conditioning: concat, g_blocks: 0, d_blocks: 0,
+largest_base: 7, features: 0}`.
 
 Options: the fields of `gan.networks.stack.Form`.
 """

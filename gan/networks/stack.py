@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from gan.errors import UnsupportedSpec
 from gan.networks.norm import BatchNorm, Embedding, Spectral
+from gan.networks.projected import Projected
 from gan.networks.spec import Ladder, NetSpec
 
 WIDEST = 512
@@ -34,6 +35,7 @@ class Form:
         largest_base: side of the smallest map is at most this.
         minibatch_std: rows in a group whose spread D sees as one more feature map (Karras 2018); 0: none.
         hidden: units of a hidden linear layer before D's output; 0: none.
+        features: width of a frozen classifier whose features D sees too (`gan.networks.projected`); 0: none.
     """
 
     conditioning: str = "concat"
@@ -46,6 +48,7 @@ class Form:
     largest_base: int = 8
     minibatch_std: int = 0
     hidden: int = 0
+    features: int = 0
 
     def for_spec(self, spec: NetSpec) -> "Form":
         """This form with the spec's options and width.
@@ -203,4 +206,5 @@ def check_stack(spec: NetSpec, form: Form) -> None:
 def build_stack(spec: NetSpec, form: Form) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator of that form, with the spec's options applied."""
     form = form.for_spec(spec)
-    return Generator(spec, form), Discriminator(spec, form)
+    g, d = Generator(spec, form), Discriminator(spec, form)
+    return g, Projected(d, spec, form.features) if form.features and spec.classes > 1 else d

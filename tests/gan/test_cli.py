@@ -98,7 +98,7 @@ def test_truncated_and_passing_samples(data: Path, tmp_path: Path, squares: tupl
     assert main([*sample, "--truncation", "0.5"]) == 0
     with np.load(out) as file:
         plain.update(file)
-    assert main([*sample, "--truncation", "0.5", "--reject", str(held_out), "--keep", "0.3"]) == 0
+    assert main([*sample, "--truncation", "0.5", "--reject", str(held_out), "--keep", "0.6"]) == 0
     assert "of the draws passed" in capsys.readouterr().err
     with np.load(out) as file:
         passing.update(file)

@@ -51,7 +51,7 @@ VARIANTS = [
 
 FAMILY_VARIANTS = [
     *((family, variant) for family in ("dcgan", "r3") for variant in VARIANTS),
-    ("mlp", {}), ("sngan", {"loss": "hinge"}),
+    ("mlp", {}), ("sngan", {"loss": "hinge"}), ("dcgan+features", {"loss": "hinge", "r1_gamma": 0.1}),
     ("wgan-gp", {"loss": "wasserstein", "wgan_gp_weight": 10.0}), ("vae", {"objective": "variational"}),
     ("autoencoder", {"objective": "reconstruction"}),
 ]
@@ -59,7 +59,9 @@ FAMILY_VARIANTS = [
 
 @pytest.mark.parametrize(("family", "variant"), FAMILY_VARIANTS)
 def test_resumed_equals_uninterrupted_bit_for_bit(family: str, variant: dict, squares: Data) -> None:
-    spec, recipe = NetSpec(family, 8, 1, 2, z_dim=8, width=8), SHORT.replace({"total_kimg": 0.24, **variant})
+    family, _, extra = family.partition("+")
+    options = ((extra, 8),) if extra else ()
+    spec, recipe = NetSpec(family, 8, 1, 2, z_dim=8, width=8, options=options), SHORT.replace({"total_kimg": 0.24, **variant})
     whole = train(*squares, spec, recipe, seed=3)
     kept: list[bytes] = []
     calls = iter(range(1000))
@@ -113,7 +115,7 @@ def test_resume_of_another_run_is_refused_by_name(change: dict, word: str, squar
 
 
 def test_two_workers_equal_one(tmp_path: Path) -> None:
-    families = ["dcgan", "sngan", "autoencoder"]
+    families = ["dcgan", "sngan", "autoencoder", "dcgan+features"]
     root = Path(__file__).parents[2]
     script = Path(__file__).with_name("two_workers.py")
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}

@@ -23,7 +23,9 @@ def run(rank: int, world: int, family: str) -> dict:
     torch.set_num_threads(1)
     metrics: list[dict] = []
     recipe = RECIPE.replace({"objective": "reconstruction"}) if family == "autoencoder" else RECIPE
-    state = train(*small_data(), NetSpec(family, 8, 1, 3, 8, width=8), recipe, seed=5, rank=rank, world=world,
+    family, _, extra = family.partition("+")
+    options = ((extra, 8),) if extra else ()
+    state = train(*small_data(), NetSpec(family, 8, 1, 3, 8, width=8, options=options), recipe, seed=5, rank=rank, world=world,
                   hooks=Hooks(on_metrics=metrics.append))
     return {"weights": {f"{n}/{k}": v for n in ("g", "d", "ema") for k, v in getattr(state, n).state_dict().items()},
             "losses": [(m["loss_d"], m["loss_g"]) for m in metrics if "loss_d" in m], "step": state.step}

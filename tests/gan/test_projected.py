@@ -1,0 +1,92 @@
+"""The discriminator with a frozen classifier's eyes: what it sees, what stays frozen, what is learnt."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gan.classical import ClassicalAugment
+from gan.classifier import train_classifier
+from gan.loop import train
+from gan.networks import NetSpec, build
+from gan.networks.projected import Projected
+from gan.recipe import Recipe
+
+Data = tuple[Tensor, Tensor]
+SPEC = NetSpec("dcgan", 8, 1, 2, z_dim=8, width=8, options=(("features", 8),))
+
+
+def discriminator(spec: NetSpec = SPEC) -> Projected:
+    d = build(spec, 0)[1]
+    assert isinstance(d, Projected)
+    return d
+
+
+def test_taught_classifier_knows_the_classes_and_features_are_standardised(squares: Data) -> None:
+    images, labels = squares
+    d = discriminator().eval()
+    d.teach(images, labels, steps=60, seed=1)
+    x = images.float() / 127.5 - 1
+    learnt = train_classifier(images, labels, 2, steps=60, seed=1, width=8, architecture="conv",
+                              augment=ClassicalAugment.allowed(flip=False, color=False))
+    with torch.no_grad():
+        late = learnt.body((x - learnt.mean) / learnt.deviation).flatten(1)
+        expected = torch.cat([late, learnt.neck(late)], 1)
+        torch.testing.assert_close(d.features(x), expected, atol=1e-4, rtol=1e-4)   # batch norm folded, nothing else
+        assert (learnt.head(d.features(x)[:, late.shape[1]:]).argmax(1) == labels).float().mean() > 0.98
+        seen = (d.features(x) - d.mean) / d.deviation
+    assert seen.mean(0).abs().max() < 1e-3
+    assert 0.3 < seen.std(0).max() <= 1.0             # the floor of the deviation only shrinks
+
+
+def test_logits_are_the_critics_plus_those_of_the_features(squares: Data) -> None:
+    images, labels = squares
+    d = discriminator().eval()
+    x, y = images[:6].float() / 127.5 - 1, labels[:6]
+    with torch.no_grad():
+        d.head = torch.nn.Linear(d.label.embedding_dim, 1)
+        for weight in (*d.head.parameters(), d.label.weight):
+            weight.zero_()
+        torch.testing.assert_close(d(x, y), d.critic(x, y))
+        d.label.weight[1] = 1.0
+        moved = (d(x, y) - d.critic(x, y)).abs() > 1e-6
+    assert torch.equal(moved, y == 1)
+
+
+def test_images_get_a_gradient_through_the_features_alone(squares: Data) -> None:
+    d = discriminator().eval()
+    d.teach(*squares, steps=20, seed=1)
+    y = squares[1][:4]
+    x = (squares[0][:4].float() / 127.5 - 1).requires_grad_()
+    (d(x, y) - d.critic(x, y)).sum().backward()
+    assert x.grad is not None and bool((x.grad.flatten(1).abs().amax(1) > 1e-6).all())
+
+
+def test_training_leaves_the_classifier_as_it_was_taught(squares: Data) -> None:
+    recipe = Recipe(total_kimg=0.32, batch_size=16, loss="hinge")
+    state = train(*squares, SPEC, recipe, seed=3)
+    taught, untrained = discriminator(), discriminator()
+    taught.teach(*squares, steps=recipe.feature_steps_here(), seed=3)
+    frozen = {f"{part}.{name}" for part in ("body", "neck") for name, _ in getattr(state.d, part).named_parameters()}
+    for name in frozen:
+        assert torch.equal(state.d.state_dict()[name], taught.state_dict()[name]), name
+        assert not torch.equal(state.d.state_dict()[name], untrained.state_dict()[name]), name
+    for name in ("hidden.0.layer.weight", "head.layer.weight", "label.weight", "critic.head.layer.weight"):
+        assert not torch.equal(state.d.state_dict()[name], untrained.state_dict()[name]), name
+    assert {name for name, p in state.d.named_parameters() if not p.requires_grad} == frozen
+
+
+def test_one_class_has_nothing_to_teach() -> None:
+    assert not isinstance(build(NetSpec("dcgan", 8, 1, 1, options=(("features", 8),)), 0)[1], Projected)
+
+
+@pytest.mark.parametrize(("budget", "steps"), [
+    ({"total_kimg": 1000}, 400), ({"total_kimg": 10}, 40), ({"total_kimg": 0.1}, 1), ({"total_seconds": 30}, 120)])
+def test_short_runs_spend_little_on_teaching(budget: dict, steps: int) -> None:
+    assert Recipe(**budget).feature_steps_here() == steps
+
+
+def test_teaching_is_part_of_a_budget_in_seconds(squares: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 3))                  # each look at the clock: three seconds later
+    monkeypatch.setattr("gan.loop.time.perf_counter", lambda: float(next(clock)))
+    state = train(*squares, SPEC, Recipe(total_seconds=2.5, batch_size=16), seed=0)
+    assert state.step == 0 and state.elapsed_s == 3.0
