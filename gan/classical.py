@@ -5,7 +5,7 @@ the same images.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class ClassicalAugment:
         """The usual strengths for what the dataset's labels bear."""
         strength = 0.2 if color else 0.0
         return cls(flip=flip, brightness=strength, contrast=strength, saturation=strength)
+
+    def scaled(self, factor: float) -> "ClassicalAugment":
+        """Every strength times `factor`; what is a matter of yes or no, and the erased square, stays."""
+        names = ("shift", "rotate_deg", "scale", "shear_deg", "brightness", "contrast", "saturation")
+        return self if factor == 1 else replace(self, **{name: getattr(self, name) * factor for name in names})
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Changed copies of images float (n, C, H, W) in [-1, 1]; borders are continued outwards.

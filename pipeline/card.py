@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.config import Config
 from pipeline.figures import decimal, figures, lift_sentence, lift_word, rarest_and_most_frequent
+from pipeline.filtering import score_columns as filtered_columns
 from pipeline.records import Scorecard, Snapshot
 from pipeline.redaction import public_url
 
@@ -48,7 +49,7 @@ def dataset_card(
         Markdown with a YAML header; every class name survives it, whatever YAML 1.1 or 1.2 would make of it.
     """
     if score_columns is None:
-        score_columns = ("confidence",) if config.sample.filter.get("min_confidence") else ()
+        score_columns = filtered_columns(config, str(manifest.get("generator", {}).get("model", "")))
     facts = _header(manifest, score_columns, license_id)
     header = yaml.dump(facts, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31 - 1)
     parts = [

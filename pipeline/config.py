@@ -190,6 +190,10 @@ class GateConfig(Section):
     max_fd_ratio: float | None = Field(None, gt=0)   # Fréchet distance as a multiple of the real-against-real floor
 
 
+FILTERS = ("min_confidence", "max_centroid_distance", "min_nearest_distance", "max_nearest_distance", "min_discriminator")
+"""Thresholds of `sample.filter`, see `pipeline.filtering`."""
+
+
 class SampleConfig(Section):
     """How many images of each class to mint, and into which files."""
 
@@ -219,13 +223,13 @@ class SampleConfig(Section):
     @field_validator("filter")
     @classmethod
     def _known_filters(cls, value: dict[str, float]) -> dict[str, float]:
-        unknown = set(value) - {"min_confidence"}
+        unknown = set(value) - set(FILTERS)
         if unknown:
-            raise ValueError(f"unknown filter {sorted(unknown)}; known: min_confidence")
-        if not 0 <= value.get("min_confidence", 0) < 1:
-            raise ValueError("min_confidence must be in 0 … 1")
+            raise ValueError(f"unknown filter {sorted(unknown)}; known: {', '.join(FILTERS)}")
+        for name, threshold in value.items():
+            if not 0 <= threshold < 1:
+                raise ValueError(f"{name} must be in 0 … 1")
         return value
-
 
     @model_validator(mode="after")
     def _one_size(self) -> "SampleConfig":

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan.checkpoint import load_generator
 from gan.classical import ClassicalAugment
@@ -40,8 +40,10 @@ from gan.sampling import generate
 from pipeline import keys
 from pipeline.cluster import local_cpus
 from pipeline.config import Config
-from pipeline.errors import ConfigError, CorruptShard, Leakage, MissingObject
+from pipeline.errors import ConfigError, CorruptShard, MissingObject
+from pipeline.filtering import WITHOUT_DISCRIMINATOR, Filter
 from pipeline.grids import tile_grid
+from pipeline.leakage import check_trained_on, rows_digest
 from pipeline.lift import Bench, Draw, Rows, Schedule, measure_lift, only_known
 from pipeline.lift.verdict import summary
 from pipeline.prepare import load_split
@@ -51,7 +53,7 @@ from pipeline.seeds import derive, row_seeds
 from pipeline.side_by_side import Stop, all_side_by_side
 from pipeline.store import Store
 
-FORMAT = 1                                           # one more whenever the figures' definitions change
+FORMAT = 2                                           # one more whenever the figures' definitions change
 LEAST_PER_CLASS = 50                                 # samples of a class, however rare it is in the test images
 MOST_REAL = 10_000                                   # test images that distances and neighbourhoods are taken of
 MOST_KERNEL = 5_000                                  # rows a side of the kernel distance, which costs their product
@@ -119,16 +121,16 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
                           "bring; set evaluate.features: domain")
     began = time.perf_counter()
     splits = _load(run, len(snapshot.classes))
-    draw = _generator(run, checkpoint, splits.train)
+    draw, discriminator = _generator(run, checkpoint, splits.train)
     progress.note("training the feature extractor and the judge")
     networks = train_networks(config, splits, len(snapshot.classes))
-    check_trained_on(networks.trained_on, splits.train, "the feature extractor")
+    check_trained_on(networks.trained_on, splits.train.images, splits.train.labels, "the feature extractor")
     _put_filter(run, networks)
     notes: list[str] = []
     card, = all_side_by_side(                        # one thread: on a busy machine several wait for one another
         [lambda stop: _measure(config, snapshot, splits, draw, networks, run, progress, notes)], 1)
-    card = replace(card, lift=_lift(config, snapshot, splits, draw, networks, run, progress, inputs),
-                   notes=tuple(notes), seconds=round(time.perf_counter() - began, 3))
+    lift = _lift(config, snapshot, splits, draw, discriminator, networks, card.memorised, run, progress, inputs)
+    card = replace(card, lift=lift, notes=tuple(notes), seconds=round(time.perf_counter() - began, 3))
     run.put_json(keys.SCORECARD, {**card.to_json(), "inputs": inputs})
     return card
 
@@ -136,7 +138,7 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
 def _inputs(config: Config, snapshot: Snapshot, checkpoint: Checkpoint) -> str:
     """Fingerprint of all that decides the scorecard."""
     content = [FORMAT, checkpoint.sha256, snapshot.fingerprint, config.seed, config.digest("evaluate"),
-               config.train.augment.model_dump()]
+               config.train.augment.model_dump(), Filter(**config.sample.filter).asked]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -157,35 +159,16 @@ def _load(run: Store, classes: int) -> Splits:
     return Splits(train, only_known(val, train, classes), only_known(test, train, classes))
 
 
-def _generator(run: Store, checkpoint: Checkpoint, train: Rows) -> Draw:
+def _generator(run: Store, checkpoint: Checkpoint, train: Rows) -> tuple[Draw, nn.Module | None]:
+    """(the generator, its discriminator where it has one)."""
     data = run.get(checkpoint.key)
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
         raise CorruptShard(f"{run.where(checkpoint.key)} is not the checkpoint that was trained; train again under "
                            "another --run-id")
     loaded = load_generator(data)
-    check_trained_on(loaded.meta["data"], train, "the generator")
-    return lambda labels, latents: generate(loaded.net, torch.from_numpy(labels), latents)
-
-
-def rows_digest(rows: Rows) -> str:
-    """sha256 (16 hex) over images and labels, as `gan.loop` takes it of what it trains on."""
-    digest = hashlib.sha256(rows.images.contiguous().numpy().data)
-    digest.update(rows.labels.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def check_trained_on(digest: str | None, train: Rows, who: str) -> None:
-    """Nothing that makes, filters or measures images may have seen the images that judge them.
-
-    Args:
-        digest: `rows_digest` of what it was trained on; None where it was not trained at all.
-
-    Raises:
-        Leakage: it was trained on other rows than the train split.
-    """
-    if digest is not None and digest != rows_digest(train):
-        raise Leakage(f"{who} was trained on other rows than this run's train split, so its figures would mean nothing; "
-                      "train again under another --run-id")
+    check_trained_on(loaded.meta["data"], train.images, train.labels, "the generator")
+    discriminator = None if loaded.spec.family in WITHOUT_DISCRIMINATOR else loaded.discriminator
+    return lambda labels, latents: generate(loaded.net, torch.from_numpy(labels), latents), discriminator
 
 
 # ---- the networks ----
@@ -206,7 +189,7 @@ def train_networks(config: Config, splits: Splits, classes: int) -> Networks:
             batch_size=schedule.batch_size, seed=derive(config.seed, "evaluate", name), width=width,
             architecture=architecture, augment=augment, on_step=stop.check,
         )
-        return net, rows_digest(rows)
+        return net, rows_digest(rows.images, rows.labels)
 
     jobs = []
     if several:                                      # the longer job first
@@ -463,10 +446,10 @@ def _mean(per_class: dict[str, float], otherwise: float) -> float:
 
 
 def _lift(
-    config: Config, snapshot: Snapshot, splits: Splits, draw: Draw, networks: Networks, run: Store, progress: Progress,
-    inputs: str,
+    config: Config, snapshot: Snapshot, splits: Splits, draw: Draw, discriminator: nn.Module | None, networks: Networks,
+    memorised: float, run: Store, progress: Progress, inputs: str,
 ) -> LiftFigure | None:
-    """The lift figure, None when the config asks for none."""
+    """The lift figure, of rows filtered as those to be published; None when the config asks for none."""
     asked = config.evaluate.lift
     if asked is None:
         return None
@@ -474,6 +457,9 @@ def _lift(
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
     schedule = Schedule.for_data(len(splits.train), snapshot.channels, asked.steps)
     bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule)
-    figure = measure_lift(asked, bench, draw, config.seed, progress, model=networks.filter, run=run, inputs=inputs)
+    figure = measure_lift(
+        asked, bench, draw, config.seed, progress, model=networks.filter, discriminator=discriminator,
+        published=Filter(**config.sample.filter), memorised=memorised, run=run, inputs=inputs,
+    )
     run.put_json(keys.LIFT, {"inputs": inputs, "arms": summary(figure), **figure.to_json()})
     return figure

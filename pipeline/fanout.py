@@ -64,7 +64,7 @@ def sample(
         StoreError: the store refused; what was finished is kept.
         ClusterError: no worker could be started.
     """
-    if config.sample.filter and load_filter is None:
+    if any(config.sample.filter.values()) and load_filter is None:
         raise ConfigError("sample.filter: this run has no classifier to filter with; leave it out")
     folder = dataset.child(keys.version(version))
     done = finished(plan, run, folder, config.seed, snapshot.classes)

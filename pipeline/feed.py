@@ -1,8 +1,8 @@
 """Feeding a training job: the run's real training images and a published version's synthetic ones, mixed as advised.
 
 The mix is the lift trial's: as many synthetic rows per real one as validation chose (none, if it chose none), the
-scarcest classes filled first; then every class is drawn evenly, and within it every row. Val and test images are never
-read here.
+scarcest classes filled first; then classes are drawn by the weights that the manifest gives (evenly where it gives none),
+and within a class a synthetic row as often, relative to a real one, as it says. Val and test images are never read here.
 
     feed = Feed.open("s3://bucket/sets/defects")
     for images, labels in feed.loader(batch_size=64, epoch=0): ...
@@ -21,6 +21,7 @@ from gan.classifier import group_draws
 from pipeline import keys, manifest
 from pipeline.errors import ConfigError, CorruptShard, MissingObject
 from pipeline.lift.pool import Rows, fill
+from pipeline.lift.trial import class_weights, mixed_draws, real_draws
 from pipeline.prepare import load_split
 from pipeline.publication import locate
 from pipeline.shards.reading import decode, rows_of
@@ -47,6 +48,10 @@ class Feed:
     Attributes:
         ratio: synthetic rows asked for per real one; there are fewer where the version holds fewer.
         seed: of the order.
+        weights: class number → share of the draws; None: every class evenly.
+        synthetic_weight: how often a synthetic row is drawn, relative to a real one of its class.
+        real_only_share: of the epochs, the last ones, for which real rows alone were best; `sampler` keeps to it.
+        logit_adjustment: tau of the loss with which the mix was tried (Menon et al. 2021); 0 for plain cross-entropy.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +59,10 @@ class Feed:
     synthetic: Rows
     ratio: float
     seed: int = 0
+    weights: Mapping[int, float] | None = None
+    synthetic_weight: float = 1.0
+    real_only_share: float = 0.0
+    logit_adjustment: float = 0.0
 
     @classmethod
     def open(cls, url: str, *, ratio: float | None = None, seed: int = 0,
@@ -62,7 +71,7 @@ class Feed:
 
         Args:
             url: `<publish.url>/<name>`, or a version's folder below it.
-            ratio: synthetic rows per real one; None: what the version's manifest recommends.
+            ratio: synthetic rows per real one, every class evenly; None: the mix that the version's manifest recommends.
             seed: of the order.
 
         Raises:
@@ -72,7 +81,8 @@ class Feed:
         """
         dataset, name = locate(url, storage_options)
         folder, content = opened(dataset, name)
-        advised = content["recommended_mix"].get("ratio") if ratio is None else ratio
+        mix = content["recommended_mix"] if ratio is None else {}
+        advised = mix.get("ratio") if ratio is None else ratio
         if advised is None:
             raise ConfigError(f"{folder.where()} was published without a lift trial, so it recommends no mix; give ratio=")
         if advised < 0:
@@ -86,7 +96,11 @@ class Feed:
         real = Rows(torch.from_numpy(split.images), torch.from_numpy(split.labels))
         classes = tuple(content["classes"])
         wanted = fill(real.counts(len(classes)), round(advised * len(real)))
-        return cls(classes, real, read_rows(folder, content, wanted, tuple(real.images.shape[1:])), float(advised), seed)
+        synthetic = read_rows(folder, content, wanted, tuple(real.images.shape[1:]))
+        given = mix.get("class_weights")
+        weights = {c: float(given[name]) for c, name in enumerate(classes) if name in given} if given else None
+        return cls(classes, real, synthetic, float(advised), seed, weights, float(mix.get("synthetic_weight", 1.0)),
+                   float(mix.get("real_only_share", 0.0)), float(mix.get("logit_adjustment", 0.0)))
 
     def __len__(self) -> int:
         return len(self.real) + len(self.synthetic)
@@ -96,22 +110,36 @@ class Feed:
         return MixedImages(self.real.joined(self.synthetic), len(self.real), transform)
 
     def order(self, epoch: int, *, real_only: bool = False) -> Tensor:
-        """Numbers of the rows of one epoch, int64: as many as there are rows, every class evenly, then every row.
+        """Numbers of the rows of one epoch, int64: as many as there are rows, classes by their weights.
 
         Args:
             real_only: of real rows alone, as many as there are of them: good for the last epochs.
         """
-        labels = (self.real.labels if real_only else torch.cat([self.real.labels, self.synthetic.labels])).numpy()
-        groups = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-        return group_draws(groups, None, len(labels), np.random.default_rng([self.seed, epoch]))
+        real = self.real.labels.numpy()
+        synthetic = self.synthetic.labels.numpy()[: 0 if real_only else None]
+        total, rng = len(real) + len(synthetic), np.random.default_rng([self.seed, epoch])
+        if self._evenly:                             # exactly even, and every row of a class as often as the next
+            labels = np.concatenate([real, synthetic])
+            return group_draws([np.flatnonzero(labels == c) for c in np.unique(labels)], None, total, rng)
+        weights = self.weights or class_weights(True, 1.0, real, synthetic)
+        if not len(synthetic):
+            return real_draws(real, weights, total, rng)
+        return mixed_draws(real, synthetic, weights, self.synthetic_weight, total, rng)
 
-    def sampler(self, epochs: int | None = None, *, real_only_last: int = 0) -> "EpochSampler":
+    @property
+    def _evenly(self) -> bool:
+        weights = list((self.weights or {}).values())
+        return self.synthetic_weight == 1 and (not weights or max(weights) - min(weights) < 1e-5)
+
+    def sampler(self, epochs: int | None = None, *, real_only_last: int | None = None) -> "EpochSampler":
         """A torch sampler over `dataset()`; call its `set_epoch` before each epoch.
 
         Args:
-            epochs: how many there will be; needed for `real_only_last`.
-            real_only_last: epochs at the end that see real rows alone.
+            epochs: how many there will be; needed for last epochs on real rows alone.
+            real_only_last: epochs at the end that see real rows alone; None: the recommended share of `epochs`.
         """
+        if real_only_last is None:
+            real_only_last = round(self.real_only_share * epochs) if epochs is not None else 0
         if real_only_last and epochs is None:
             raise ConfigError("real_only_last needs epochs: how many there will be")
         return EpochSampler(self, None if epochs is None else epochs - real_only_last)

@@ -68,9 +68,9 @@ def lift_word(lift: LiftFigure | None) -> str | None:
         return None
     if not math.isfinite(lift.lift_pp) or not lift.seeds:
         return "not judged"
-    low, high = lift.interval_pp
-    if math.isfinite(low) and low > 0:               # a class may have lost too much all the same: the sentence says so
-        return "no lift" if lift.sentence.lower().startswith("no lift") else "lift"
+    high = lift.interval_pp[1]
+    if lift.won:
+        return "lift"
     return "harm" if math.isfinite(high) and high < 0 else "no lift"
 
 
@@ -127,8 +127,8 @@ def _lift(lift: LiftFigure, gate: GateConfig) -> Figure:
     judged = bool(lift.seeds)
     return Figure(
         "Lift", lift_value(lift), lift_reference(lift),
-        None if limit is None else f"at least {limit:g}\u00a0pp".replace("-", "−"),
-        None if limit is None else judged and lift.lift_pp >= limit,
+        None if limit is None else f"{'proven, ' * (limit >= 0)}at least {limit:g}\u00a0pp".replace("-", "−"),
+        None if limit is None else judged and lift.lift_pp >= limit and (lift.won or limit < 0),
         f"{len(lift.seeds)} seed{'s' * (len(lift.seeds) != 1)}", _lift_meaning(lift),
     )
 
@@ -156,7 +156,7 @@ def _lift_meaning(lift: LiftFigure) -> str:
     if word == "harm":
         return f"A classifier trained with the synthetic images is {gain} worse, and the interval lies below zero."
     if lift.interval_pp[0] > 0:
-        return f"A classifier trained with the synthetic images is {gain} better, but a class lost too much recall."
+        return f"A classifier trained with the synthetic images is {gain} better, but that is no win, see the sentence above."
     direction = "better" if lift.lift_pp >= 0 else "worse"
     return f"A classifier trained with the synthetic images came out {gain} {direction}, which may be chance."
 

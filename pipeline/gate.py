@@ -33,13 +33,21 @@ def decide(gate: GateConfig, scorecard: Scorecard) -> Verdict:
 
 
 def _lift(threshold: float | None, scorecard: Scorecard) -> str | None:
-    """None too where the config asks for no lift trial (`evaluate.lift: null`): then there is no figure at all."""
+    """A threshold of 0 or more asks for a lift that is proven and at least so large; one below 0 only that the measured loss
+    is no larger.
+
+    None too where the config asks for no lift trial (`evaluate.lift: null`): then there is no figure at all.
+    """
     figure = scorecard.lift
     if threshold is None or figure is None:
         return None
+    said = figure.sentence.rstrip(".")
     if not figure.seeds:
-        return f"{figure.sentence.rstrip('.')}; gate.min_lift_pp {threshold:g} asks for a figure: give more images, " \
-               "or set gate.min_lift_pp: null to publish unproven."
+        return f"{said}; gate.min_lift_pp {threshold:g} asks for a figure: give more images, or set gate.min_lift_pp: null to " \
+               "publish unproven."
+    if threshold >= 0 and not figure.won:
+        return f"{said}; gate.min_lift_pp {threshold:g} asks for a lift that is proven: train longer, add real images, try more " \
+               "evaluate.lift.seeds, or set it below 0 to allow a loss of so many points, null to publish unproven."
     return at_least("lift_pp", figure.lift_pp, threshold, "min_lift_pp",
                      "the images do not help a classifier: train longer, add real images, or set the threshold to null")
 

@@ -171,7 +171,7 @@ train:
 evaluate:
   lift: {{seeds: 3, ratios: [0.5, 1.0]}}   # does a classifier get better with the synthetic images?
 gate:
-  min_lift_pp: 0.0               # publish only if it does; -1.0 lets a small loss pass
+  min_lift_pp: 0.0               # publish only if that is proven; -1.0 lets a measured loss of one point pass
 sample:
   target: {target}                # {target_why}; or {{per_class: n}}, {{total: n}}, {{class: n, ...}}
   format: parquet                # parquet | png | webdataset

@@ -76,7 +76,7 @@ def build(
         },
         "scores": {name: value if math.isfinite(value) else None for name, value in scorecard.scores.items()},
         "verdict": verdict.to_json(),
-        "recommended_mix": {"ratio": scorecard.lift.chosen_ratio} if scorecard.lift is not None else {},
+        "recommended_mix": {**scorecard.lift.mix, "ratio": scorecard.lift.chosen_ratio} if scorecard.lift is not None else {},
         "rejects": rejects, "software": dict(software), "previous": previous, "filter": dict(config.sample.filter),
         "continues": {"version": kept.version, "rows": kept.plan.rows, "shards": len(kept.plan)} if kept else None,
         "rows_are": rows_are,

@@ -109,8 +109,8 @@ class LiftFigure(Record):
     seeds: tuple[int, ...]
     chosen_ratio: float                              # picked on val, 0 = none
     ratios: tuple[float, ...]
-    baseline: tuple[float, ...]                      # per seed: classical augmentation + balanced sampling, on test
-    synthetic: tuple[float, ...]                     # per seed: the same + synthetic at the best non-zero ratio by val, on test
+    baseline: tuple[float, ...]                      # per seed: the best arm without synthesis by val, on test
+    synthetic: tuple[float, ...]                     # per seed: the best arm with synthesis by val, on test
     lift_pp: float                                   # mean of the paired differences, percentage points
     interval_pp: tuple[float, float]                 # 95 % interval of the mean difference
     recall_baseline: dict[str, float]                # class → mean recall on test, 0…1
@@ -118,6 +118,9 @@ class LiftFigure(Record):
     sentence: str                                    # the verdict in one sentence
     seconds: float = 0.0
     rows: tuple[dict[str, Any], ...] = ()            # every trained classifier: seed, arm, ratio, val and test figures
+    won: bool = False                                # all that a win needs, see `pipeline.lift.verdict`
+    arms: tuple[str, ...] = ("", "")                 # names of the two arms compared
+    mix: dict[str, Any] = field(default_factory=dict)   # what val recommends, see `pipeline.lift.verdict.recommended`
 
 
 class Scored(typing.Protocol):

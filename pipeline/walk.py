@@ -131,7 +131,7 @@ def sample(
     progress.stage("sample")
     receipts = fanout.sample(
         config, snapshot, checkpoint, planned.shards, run.folder, run.dataset, planned.record.version, progress,
-        load_filter=filter_loader(config),
+        load_filter=filter_loader(config, run.folder, checkpoint, len(snapshot.classes)),
     )
     rejected = sum(count for receipt in receipts for count in receipt.rejects.values())
     progress.note(f"{sum(r.rows for r in receipts):,} images made" + (f", {rejected:,} redrawn" if rejected else ""))

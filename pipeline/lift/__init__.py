@@ -1,7 +1,7 @@
 """Lift: do the synthetic images help a classifier? Measured against the same classifier without them.
 
     arms        what each way of training changes
-    pool        the rows that an arm adds
+    pool        the rows that an arm adds (`pipeline.filtering` says which are good enough)
     trial       one arm, one seed, one classifier
     laboratory  all trials side by side, resumable row by row; the choice on val
     statistics  intervals, p-values, scores
@@ -10,14 +10,20 @@
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import nn
 
 from gan.classifier import Classifier
 from pipeline.cluster import local_cpus
 from pipeline.config import LiftConfig
+from pipeline.filtering import NO_FILTER, Filter, Screen
 from pipeline.lift import arms
+from pipeline.lift.arms import Arm
 from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, best, grouped, mean, on_threads
-from pipeline.lift.pool import NO_FILTER, Draw, Filter, FilterModel, Keep, Rows
+from pipeline.lift.pool import Draw, Keep, Rows
 from pipeline.lift.remote import cluster_is_larger, on_ray
 from pipeline.lift.trial import Bench, Mix, Schedule
 from pipeline.lift.verdict import judged, unjudged
@@ -26,25 +32,32 @@ from pipeline.records import LiftFigure
 from pipeline.seeds import derive
 from pipeline.store import Store
 
-__all__ = ["Bench", "Draw", "Keep", "Replicate", "Rows", "Schedule", "compare", "filter_model", "measure_lift"]
+__all__ = ["Bench", "Draw", "Keep", "Replicate", "Rows", "Schedule", "compare", "measure_lift", "screen"]
 
 SIGMAS_OVER_CHANCE = 3.0
-FILTER = Filter(min_confidence=0.5, max_distance=0.95)
+LEAST_TEST, LEAST_VAL = 20, 10                       # images: with fewer, one of them is five points or more
+FILTER = Filter(min_confidence=0.5, max_centroid_distance=0.95)
+LIGHT, TAIL = 0.5, 0.25                              # weight of synthetic rows, and share of last steps on real ones, that are tried
 
 
 def measure_lift(
     config: LiftConfig, bench: Bench, draw: Draw, seed: int, progress: Progress, *,
-    model: Classifier | None = None, run: Store | None = None, inputs: str = "", workers: int | None = None,
+    model: Classifier | None = None, discriminator: nn.Module | None = None, published: Filter = NO_FILTER,
+    memorised: float | None = None, run: Store | None = None, inputs: str = "", workers: int | None = None,
 ) -> LiftFigure:
     """How much synthetic images change a classifier's balanced accuracy on test, chosen on val.
 
-    `quick`: classical augmentation and balanced sampling, against the same with synthetic images at each ratio. `all`:
-    the best of the arms without synthesis against the best of those with it, and the controls beside them. Data, split
-    and generator are the same for all seeds: these pair the classifier's weights, its order and the synthetic draw.
+    `quick`: balanced sampling and logit adjustment, against the better of them with synthetic images at each ratio.
+    `all`: every arm without synthesis against every one with it, and the controls beside them. Both sides get the same
+    number of tries. Data, split and generator are the same for all seeds: these pair the classifier's weights, its order and
+    the synthetic draw.
 
     Args:
         draw: the generator.
         model: classifier trained on the train split alone, for the filtered arms; None: no arm filters.
+        discriminator: of the generator, for filters that ask it.
+        published: the filter that the rows to be published must pass, so it is what is tried.
+        memorised: share of samples that are near copies; too many of them, and there is no win.
         run: the run folder; finished rows are kept there, and taken from there if `inputs` are the same.
         inputs: fingerprint of data, generator and config.
         workers: trials at a time, one thread each; by default one a CPU.
@@ -52,19 +65,22 @@ def measure_lift(
     Returns:
         The figure. Without seeds, and its sentence saying why, where nothing can be judged.
     """
-    judge = filter_model(model, bench) if model is not None and why_not(bench) is None else None
-    replicates = [Replicate(number, derive(seed, "lift", number), bench, draw, judge) for number in range(config.seeds)]
-    return compare(config, replicates, progress, RowBook(run, inputs) if run is not None else None, workers)
+    needs_screen = config.arms == "all" or published != NO_FILTER
+    ready = screen(model, bench, discriminator) if needs_screen and model is not None and why_not(bench) is None else None
+    replicates = [Replicate(number, derive(seed, "lift", number), bench, draw, ready) for number in range(config.seeds)]
+    book = RowBook(run, inputs) if run is not None else None
+    return compare(config, replicates, progress, book, workers, published=published, memorised=memorised)
 
 
-def filter_model(model: Classifier, bench: Bench) -> FilterModel:
-    """The filter's model on a bench: centroids from train, the scale of distances from val."""
-    return FilterModel(model, bench.train, bench.val, len(bench.classes))
+def screen(model: Classifier, bench: Bench, discriminator: nn.Module | None = None) -> Screen:
+    """The filter on a bench: centroids from train, scales and quantiles from val."""
+    train, val = ((rows.images, rows.labels) for rows in (bench.train, bench.val))
+    return Screen.fitted(model, train, val, len(bench.classes), discriminator)
 
 
 def compare(
     config: LiftConfig, replicates: Sequence[Replicate], progress: Progress, book: RowBook | None = None,
-    workers: int | None = None,
+    workers: int | None = None, *, published: Filter = NO_FILTER, memorised: float | None = None,
 ) -> LiftFigure:
     """As `measure_lift`, over replicates that may each have a split and a generator of their own."""
     began = time.perf_counter()
@@ -73,51 +89,97 @@ def compare(
         return unjudged(reason, config.ratios)
     runner = on_ray if workers is None and cluster_is_larger() else on_threads(workers or local_cpus())
     laboratory = Laboratory(replicates, book, progress, runner)
-    trial = _all_arms if config.arms == "all" else _quick_arms
-    return trial(laboratory, config, replicates[0].bench, began)
+    quick = config.arms == "quick"
+    course = Course(config, laboratory, tuple(_filters(laboratory, published, quick)), quick)
+    baseline, synthetic = course.run()
+    return _figure(baseline, synthetic, laboratory, config.ratios, began, memorised)
 
 
-def _quick_arms(laboratory: Laboratory, config: LiftConfig, bench: Bench, began: float) -> LiftFigure:
-    with_synthetic = [(arms.with_synthesis(arms.BALANCED), Mix(ratio)) for ratio in config.ratios]
-    rows = laboratory.conduct([(arms.BALANCED, Mix()), *with_synthetic], len(laboratory.replicates) * (1 + len(with_synthetic)))
-    baseline, *rest = grouped(rows)
-    return _figure(baseline, best(rest), rows, bench, config.ratios, began)
+def _filters(laboratory: Laboratory, published: Filter, quick: bool) -> Iterator[Filter]:
+    """The filters to try: the one that will be published with alone, or with `all` none and the usual one beside it."""
+    if quick or not laboratory.can_filter:
+        yield published
+        return
+    yield NO_FILTER
+    yield FILTER
+    if published not in (NO_FILTER, FILTER):
+        yield published
 
 
-def _all_arms(laboratory: Laboratory, config: LiftConfig, bench: Bench, began: float) -> LiftFigure:
-    """First the arms without synthesis; the best of them on val is what the others start from and are held against."""
-    smote = Mix(max(config.ratios))
-    without = [(arm, smote if arm.added else Mix()) for arm in arms.WITHOUT_SYNTHESIS]
-    filters = (NO_FILTER, FILTER) if laboratory.can_filter else (NO_FILTER,)
-    mixes = [Mix(ratio, filter=wanted) for wanted in filters for ratio in config.ratios]
-    expected = len(laboratory.replicates) * (len(without) + len(config.ratios) * (2 * len(filters)) + 4)
-    plain = grouped(laboratory.conduct(without, expected))
-    baseline = best(plain)
-    assert baseline is not None                      # arms without a filter can always be made
-    fairer = best(group for group in plain if group[0]["arm"] in (arms.BALANCED.name, arms.ADJUSTED.name))
-    base = arms.ADJUSTED if fairer and fairer[0]["arm"] == arms.ADJUSTED.name else arms.BALANCED
-    uneven = [(arms.SYNTHETIC if mix.filter == NO_FILTER else arms.FILTERED, mix) for mix in mixes]
-    laboratory.conduct([*uneven, *((arms.with_synthesis(base), mix) for mix in mixes)], expected)
-    synthetic = best(group for group in grouped(laboratory.rows) if group[0]["arm"].startswith("G"))
-    if synthetic is not None:
-        mix = Mix(synthetic[0]["ratio"])
-        laboratory.conduct([*((arm, mix) for arm in arms.controls(base)), (arms.SYNTHETIC_ALONE, mix)], expected)
-    return _figure(baseline, synthetic, laboratory.rows, bench, config.ratios, began)
+@dataclass(frozen=True)
+class Course:
+    """The order of trials: without synthesis first; what was best of that on val is what synthesis is added to."""
+
+    config: LiftConfig
+    laboratory: Laboratory
+    filters: tuple[Filter, ...]
+    quick: bool
+
+    @property
+    def mixes(self) -> list[Mix]:
+        """Every filter at every ratio."""
+        return [Mix(ratio, filter=wanted) for wanted in self.filters for ratio in self.config.ratios]
+
+    @property
+    def tries(self) -> int:
+        """Of ways with synthesis, and so of ways without it."""
+        return len(self.mixes) * (1 if self.quick else 2) + (0 if self.quick else 3)
+
+    def run(self) -> tuple[Sequence[Row], Sequence[Row] | None]:
+        """(rows of the best arm without synthesis, of the best one with it), by val."""
+        ladder = arms.ladder(self.config.ratios, self.quick)[: self.tries]
+        expected = len(self.laboratory.replicates) * (len(ladder) + self.tries + (0 if self.quick else 4))
+        plain = grouped(self.laboratory.conduct([(arm, Mix(ratio)) for arm, ratio in ladder], expected))
+        baseline = best(plain)
+        assert baseline is not None                  # arms without a filter can always be made
+        base = self._base(plain, [arm for arm, _ in ladder])
+        with_base = arms.with_synthesis(base)
+        self.laboratory.conduct([(with_base, mix) for mix in self.mixes], expected)
+        if self.quick:
+            return baseline, self._best_synthetic()
+        uneven = [(arms.SYNTHETIC if mix.filter == NO_FILTER else arms.FILTERED, mix) for mix in self.mixes]
+        self.laboratory.conduct(uneven, expected)
+        self._refine(with_base, expected)
+        synthetic = self._best_synthetic()
+        if synthetic is not None:
+            mix = Mix(synthetic[0]["ratio"])
+            self.laboratory.conduct([*((arm, mix) for arm in arms.controls(base)), (arms.SYNTHETIC_ALONE, mix)], expected)
+        return baseline, synthetic
+
+    def _base(self, plain: Sequence[Sequence[Row]], tried: Sequence[Arm]) -> Arm:
+        """The best on val of balanced sampling and logit adjustment, at whatever strength."""
+        fair = {arm.name: arm for arm in tried if arm.name.startswith((arms.BALANCED.name, arms.ADJUSTED.name))}
+        found = best(group for group in plain if group[0]["arm"] in fair)
+        return fair[found[0]["arm"]] if found else arms.BALANCED
+
+    def _refine(self, with_base: Arm, expected: int) -> None:
+        """The best mix so far with lighter synthetic rows, with last steps on real ones alone, and with both."""
+        found = best(group for group in grouped(self.laboratory.rows) if group[0]["arm"] == with_base.name)
+        if found is None:
+            return
+        wanted = next(f for f in self.filters if f.name == found[0]["filter"])
+        mix = Mix(found[0]["ratio"], filter=wanted)
+        finer = (replace(mix, weight=LIGHT), replace(mix, real_only_tail=TAIL), replace(mix, weight=LIGHT, real_only_tail=TAIL))
+        self.laboratory.conduct([(with_base, finer_mix) for finer_mix in finer], expected)
+
+    def _best_synthetic(self) -> Sequence[Row] | None:
+        return best(group for group in grouped(self.laboratory.rows) if group[0]["arm"].startswith("G"))
 
 
 def _figure(
-    baseline: Sequence[Row], synthetic: Sequence[Row] | None, rows: Sequence[Row], bench: Bench,
-    ratios: Sequence[float], began: float,
+    baseline: Sequence[Row], synthetic: Sequence[Row] | None, laboratory: Laboratory, ratios: Sequence[float], began: float,
+    memorised: float | None,
 ) -> LiftFigure:
+    rows, benches = laboratory.rows, [r.bench for r in laboratory.replicates.values()]
     seconds = time.perf_counter() - began
-    reason = why_not_learnt(baseline, bench)
+    reason = why_not_learnt(baseline, benches)
     if reason is not None:
         return unjudged(reason, ratios, seconds, rows)
     if synthetic is None:
-        return unjudged("no arm with synthetic images could be made", ratios, seconds, rows)
+        cannot = next((row["cannot"] for row in rows if "cannot" in row), "none was asked for")
+        return unjudged(f"no arm with synthetic images could be made: {cannot}", ratios, seconds, rows)
     helps = mean(synthetic, "val", "balanced_accuracy") > mean(baseline, "val", "balanced_accuracy")
-    chosen = synthetic[0]["ratio"] if helps else 0.0
-    return judged(baseline, synthetic, rows, bench.classes, ratios, chosen, seconds)
+    return judged(baseline, synthetic, rows, benches[0], ratios, helps, seconds, memorised)
 
 
 def why_not(bench: Bench) -> str | None:
@@ -132,14 +194,25 @@ def why_not(bench: Bench) -> str | None:
         if absent:
             some = ", ".join(repr(name) for name in absent[:5]) + (", …" if len(absent) > 5 else "")
             return f"class {some} has no {split} image" if len(absent) == 1 else f"classes {some} have no {split} image"
+    for split, least in (("validation", LEAST_VAL), ("test", LEAST_TEST)):
+        images = int(counts[split].sum())
+        if images < least:
+            return f"{images} {split} image{'s' * (images != 1)} are too few: {least} are the least by which anything can be told"
     return None
 
 
-def why_not_learnt(baseline: Sequence[Row], bench: Bench) -> str | None:
-    """Why a classifier's figures mean nothing: it does no better on val than guessing would; None when it does."""
-    classes = int((bench.train.counts(len(bench.classes)) > 0).sum())
-    chance, n = 1 / classes, len(bench.val)
-    least = chance + SIGMAS_OVER_CHANCE * (chance * (1 - chance) / n) ** 0.5
+def why_not_learnt(baseline: Sequence[Row], benches: Sequence[Bench]) -> str | None:
+    """Why a classifier's figures mean nothing: it does no better on val than guessing would; None when it does.
+
+    A class's recall by guessing scatters with the square root of its images: few of one class, and the mean over the
+    classes scatters too.
+    """
+    counts = benches[0].val.counts(len(benches[0].classes))
+    counts = counts[counts > 0]
+    splits = len({bench.val.images.data_ptr() for bench in benches})
+    chance = 1 / len(counts)
+    scatter = float(np.sqrt(chance * (1 - chance) * (1 / counts).sum() / splits) / len(counts))
+    least = chance + SIGMAS_OVER_CHANCE * scatter
     reached = mean(baseline, "val", "balanced_accuracy")
     if reached > least:
         return None

@@ -3,6 +3,7 @@
 Steps, batch, optimizer, network and seeds are equal in all. An arm is data alone; `trial.run_trial` carries it out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -26,6 +27,7 @@ class Arm:
     augment: bool = True                             # classical augmentation of every batch
     balanced: bool = False                           # classes are drawn evenly
     logit_adjustment: float = 0.0                    # tau of Menon et al. 2021
+    strength: float = 1.0                            # factor on the classical augmentation
     added: Added | None = None
     real: bool = True                                # False: the added rows alone
 
@@ -36,6 +38,30 @@ BALANCED = Arm("A2", "classical augmentation, balanced sampling", balanced=True)
 ADJUSTED = Arm("A3", "classical augmentation, logit adjustment", logit_adjustment=1.0)
 SMOTE = Arm("A4", "classical augmentation, SMOTE", balanced=True, added=Added.SMOTE)
 WITHOUT_SYNTHESIS = (PLAIN, AUGMENTED, BALANCED, ADJUSTED, SMOTE)
+STRENGTHS = (1.5, 0.5, 2.0)
+TAUS = (0.5, 1.5)
+
+
+def tuned(arm: Arm, *, strength: float | None = None, tau: float | None = None) -> Arm:
+    """`arm` at another strength of augmentation, or of logit adjustment."""
+    if strength is not None:
+        return replace(arm, name=f"{arm.name}×{strength:g}", title=f"{arm.title} ({strength:g} times as strong)", strength=strength)
+    return replace(arm, name=f"{arm.name}τ{tau:g}", title=f"{arm.title} (τ = {tau:g})", logit_adjustment=tau or 0.0)
+
+
+def ladder(ratios: Sequence[float], quick: bool) -> list[tuple[Arm, float]]:
+    """Ways to train without synthesis as (arm, SMOTE's ratio), the most promising first.
+
+    A trial takes as many of them as it tries ways with synthesis, so that neither side is tuned more than the other.
+    """
+    smote = [(SMOTE, ratio) for ratio in sorted(ratios, reverse=True)]
+    plain = [(arm, 0.0) for arm in (BALANCED, ADJUSTED, AUGMENTED)]
+    first = [*plain, *smote] if quick else [*plain, smote[0], (PLAIN, 0.0)]
+    stronger = [(tuned(arm, strength=s), 0.0) for s in STRENGTHS for arm in (BALANCED, ADJUSTED)]
+    adjusted = [(tuned(ADJUSTED, tau=tau), 0.0) for tau in TAUS]
+    uneven = [(tuned(AUGMENTED, strength=s), 0.0) for s in STRENGTHS]
+    return [*first, *stronger, *adjusted, *(smote[1:] if not quick else []), *uneven]
+
 
 SYNTHETIC = Arm("G1", "classical augmentation, synthetic", added=Added.SYNTHETIC)
 FILTERED = Arm("G2", "classical augmentation, filtered synthetic", added=Added.SYNTHETIC)

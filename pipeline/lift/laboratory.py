@@ -9,13 +9,11 @@ import numpy as np
 
 from pipeline import keys
 from pipeline.errors import MissingObject
+from pipeline.filtering import NO_FILTER, Filter, Screen
 from pipeline.lift.arms import Added, Arm
 from pipeline.lift.pool import (
-    NO_FILTER,
     CannotFill,
     Draw,
-    Filter,
-    FilterModel,
     Rows,
     SyntheticPool,
     duplicates,
@@ -38,7 +36,7 @@ class Replicate:
     seed: int
     bench: Bench
     draw: Draw
-    model: FilterModel | None = None                 # None: no arm can filter
+    model: Screen | None = None                      # None: no arm can filter
     pools: dict[str, SyntheticPool] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -170,8 +168,9 @@ def run_one(replicate: Replicate, trial: Trial, stop: Stop | None = None) -> Row
     """One trial on its replicate."""
     mix = trial.mix
     head: Row = {
-        "arm": trial.arm.name, "title": trial.arm.title, "ratio": mix.ratio, "weight": mix.weight,
-        "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "seed": trial.replicate,
+        "arm": trial.arm.name, "title": trial.arm.title, "balanced": trial.arm.balanced,
+        "logit_adjustment": trial.arm.logit_adjustment, "ratio": mix.ratio, "weight": mix.weight,
+        "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "thresholds": mix.filter.asked, "seed": trial.replicate,
     }
     try:
         added = replicate.added(trial.arm, mix)
@@ -213,9 +212,14 @@ def best(groups: Iterable[Sequence[Row]]) -> Sequence[Row] | None:
     return min(tied, key=lambda rows: mean(rows, "val", "nll"))
 
 
+def alike(row: Row) -> tuple[Any, ...]:
+    """What rows of one arm at one mix have in common."""
+    return (row["arm"], row["ratio"], row.get("weight", 1.0), row.get("real_only_tail", 0.0), row["filter"])
+
+
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
     """Rows of one arm at one mix together, in the order of first appearance, each by seed."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["arm"], row["ratio"], row["weight"], row["real_only_tail"], row["filter"]), []).append(row)
+        groups.setdefault(alike(row), []).append(row)
     return [sorted(group, key=lambda row: row["seed"]) for group in groups.values()]

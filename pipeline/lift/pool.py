@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gan.classifier import Classifier, embed
 from gan.metrics.distances import nearest
 from pipeline.seeds import derive, row_seeds
 
@@ -42,66 +41,6 @@ class Rows:
         """These rows, then the others'."""
         every = (self, *others)
         return Rows(torch.cat([r.images for r in every]), torch.cat([r.labels for r in every]))
-
-
-@dataclass(frozen=True)
-class Filter:
-    """What a synthetic row must pass, by the filter's model (which knows the train split alone)."""
-
-    min_confidence: float = 0.0                      # probability of the asked label, 0 … 1
-    max_distance: float = 0.0                        # to the class's centroid in feature space, as a quantile of the same
-                                                     # distance of val images, 0 … 1; 0 asks nothing
-
-    @property
-    def name(self) -> str:
-        """Short, for rows and keys: none, p0.8, p0.8d0.95."""
-        parts = [f"p{self.min_confidence:g}"] * (self.min_confidence > 0) + [f"d{self.max_distance:g}"] * (self.max_distance > 0)
-        return "".join(parts) or "none"
-
-
-NO_FILTER = Filter()
-
-
-class FilterModel:
-    """Says which rows pass a filter.
-
-    Args:
-        net: trained on the train split alone.
-        train: gives the classes' centroids; val: sets the scale of distances, by class where it has five rows or more.
-    """
-
-    def __init__(self, net: Classifier, train: Rows, val: Rows, classes: int) -> None:
-        self._net = net
-        features, _ = embed(net, train.images)
-        self._centroids = torch.stack([_centroid(features[train.labels == c]) for c in range(classes)])
-        unseen = self._distances(embed(net, val.images)[0], val.labels) if len(val) else torch.ones(1)
-        self._scale = torch.stack([_median_or(unseen[val.labels == c], unseen.median()) for c in range(classes)])
-        self._relative = (unseen / self._scale[val.labels]).sort().values if len(val) else torch.ones(1)
-
-    def keep(self, wanted: Filter) -> Keep | None:
-        """The filter as a function of images and labels; None when it asks nothing."""
-        if wanted == NO_FILTER:
-            return None
-        farthest = torch.quantile(self._relative, wanted.max_distance) if wanted.max_distance else torch.tensor(torch.inf)
-
-        def keep(images: Tensor, labels: Tensor) -> Tensor:
-            features, logits = embed(self._net, images)
-            confidence = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
-            near = self._distances(features, labels) / self._scale[labels] <= farthest
-            return (confidence >= wanted.min_confidence) & near
-
-        return keep
-
-    def _distances(self, features: Tensor, labels: Tensor) -> Tensor:
-        return (features - self._centroids[labels]).norm(dim=1)
-
-
-def _centroid(features: Tensor) -> Tensor:
-    return features.mean(dim=0) if len(features) else torch.zeros(features.shape[1])
-
-
-def _median_or(values: Tensor, otherwise: Tensor) -> Tensor:
-    return (values.median() if len(values) >= 5 else otherwise).clamp_min(1e-6)
 
 
 class CannotFill(Exception):
@@ -170,6 +109,10 @@ class SyntheticPool:
         images = self._draw(labels.numpy(), row_seeds(self._seed, label, drawn, count))
         self._drawn[label] = drawn + count
         self._images[label].append(images if self._keep is None else images[self._keep(images, labels)])
+
+    def counts(self) -> dict[int, tuple[int, int]]:
+        """Class → (kept, drawn) so far, of classes that were asked for."""
+        return {c: (sum(map(len, parts)), self._drawn[c]) for c, parts in enumerate(self._images) if self._drawn[c]}
 
     def acceptance(self) -> float:
         """Share of the draws so far that passed the filter; 1 before any."""

@@ -1,6 +1,7 @@
 """One trial: one arm, one seed, one classifier. All arms share this trainer; they differ by what `Arm` says alone."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from gan.classical import ClassicalAugment
 from gan.classifier import group_draws, predict, train_classifier
+from pipeline.filtering import NO_FILTER, Filter
 from pipeline.lift.arms import Arm
-from pipeline.lift.pool import NO_FILTER, Filter, Rows
+from pipeline.lift.pool import Rows
 from pipeline.lift.statistics import figures
 from pipeline.side_by_side import Stop
 
@@ -78,7 +80,7 @@ def run_trial(
     draws = _draws(arm, mix, bench.train.labels, None if added is None else added.labels, schedule, seed)
     net = train_classifier(
         rows.images, rows.labels, classes, steps=schedule.steps, batch_size=schedule.batch_size, width=schedule.width,
-        seed=seed, augment=bench.augment if arm.augment else None, logit_adjustment=arm.logit_adjustment, draws=draws,
+        seed=seed, augment=bench.augment.scaled(arm.strength) if arm.augment else None, logit_adjustment=arm.logit_adjustment, draws=draws,
         on_step=stop.check if stop else None,
     )
     counts = bench.train.counts(classes).tolist()
@@ -93,31 +95,54 @@ def _draws(arm: Arm, mix: Mix, real: Tensor, added: Tensor | None, schedule: Sch
     """The order of rows, int64 (steps · batch,): real ones are numbered first, added ones after them."""
     rng = np.random.default_rng([seed, 1])
     total = schedule.steps * schedule.batch_size
-    tail = 0 if added is None else round(schedule.steps * mix.real_only_tail) * schedule.batch_size
-    mixed = group_draws(*_groups(arm, mix.weight, real, added), total - tail, rng)
-    if not tail:
-        return mixed
-    return torch.cat([mixed, group_draws(*_groups(arm, mix.weight, real, None), tail, rng)])
-
-
-def _groups(arm: Arm, weight: float, real: Tensor, added: Tensor | None) -> tuple[list[np.ndarray], list[float] | None]:
-    """Groups of rows and their shares of the draws (None: even).
-
-    Balanced: each class gets the same share, within it an added row `weight` times a real row's. Otherwise each row
-    gets the same share, an added one `weight` times that.
-    """
-    labels = real.numpy() if added is None else torch.cat([real, added]).numpy()
-    if not arm.balanced and arm.real and (added is None or weight == 1):
-        return [np.arange(len(labels))], None
-    groups, shares = [], []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        parts = [members[members < len(real)], members[members >= len(real)]]
-        sizes = [len(parts[0]) * arm.real, weight * len(parts[1])]
-        for part, size in zip(parts, sizes):
-            if size:
-                groups.append(part)
-                shares.append(size / sum(sizes) if arm.balanced else size)
     if added is None:
-        return groups, None                          # balanced, real rows alone: exactly even rounds
-    return groups, [share / sum(shares) for share in shares]
+        return group_draws(*_groups(arm, real), total, rng)
+    tail = round(schedule.steps * mix.real_only_tail) * schedule.batch_size
+    weights = class_weights(arm.balanced, mix.weight, real.numpy(), added.numpy())
+    if arm.real and not arm.balanced and mix.weight == 1:
+        mixed = group_draws([np.arange(len(real) + len(added))], None, total - tail, rng)
+    else:
+        mixed = mixed_draws(real.numpy(), added.numpy(), weights, mix.weight if arm.real else None, total - tail, rng)
+    return torch.cat([mixed, real_draws(real.numpy(), weights, tail, rng)]) if tail else mixed
+
+
+def _groups(arm: Arm, real: Tensor) -> tuple[list[np.ndarray], None]:
+    """Groups of real rows that share the draws evenly: the classes where they are balanced, else all together."""
+    labels = real.numpy()
+    return [np.flatnonzero(labels == c) for c in np.unique(labels)] if arm.balanced else [np.arange(len(labels))], None
+
+
+def class_weights(balanced: bool, weight: float, real: np.ndarray, added: np.ndarray) -> dict[int, float]:
+    """Each class's share of the draws: even, or by its rows, an added one counting `weight` times a real one."""
+    labels = np.unique(np.concatenate([real, added])).tolist()
+    size = {c: 1.0 if balanced else float((real == c).sum() + weight * (added == c).sum()) for c in labels}
+    return {c: size[c] / sum(size.values()) for c in labels}
+
+
+def mixed_draws(
+    real: np.ndarray, added: np.ndarray, weights: Mapping[int, float], weight: float | None, total: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """`total` rows, int64: classes by their weights, within a class an added row `weight` times as often as a real one.
+
+    Args:
+        real, added: labels; real rows are numbered first.
+        weights: class → share of the draws.
+        weight: None for added rows alone.
+    """
+    groups, shares = [], []
+    for label in np.union1d(real, added).tolist():
+        parts = np.flatnonzero(real == label), len(real) + np.flatnonzero(added == label)
+        sizes = [len(parts[0]) if weight is not None else 0, (1.0 if weight is None else weight) * len(parts[1])]
+        for part, size in zip(parts, sizes):
+            if size and weights.get(label):
+                groups.append(part)
+                shares.append(weights[label] * size / sum(sizes))
+    return group_draws(groups, [share / sum(shares) for share in shares], total, rng)
+
+
+def real_draws(real: np.ndarray, weights: Mapping[int, float], total: int, rng: np.random.Generator) -> Tensor:
+    """`total` rows, int64, of the real ones alone, classes by the same weights."""
+    labels = [c for c in np.unique(real).tolist() if weights.get(c)]
+    share = sum(weights[c] for c in labels)
+    return group_draws([np.flatnonzero(real == c) for c in labels], [weights[c] / share for c in labels], total, rng)

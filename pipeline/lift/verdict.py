@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.lift.laboratory import Row
+import numpy as np
+
+from pipeline.lift.laboratory import Row, alike
+from pipeline.lift.pool import fill
 from pipeline.lift.statistics import paired_interval, sign_flip_p
+from pipeline.lift.trial import Bench, class_weights
 from pipeline.records import LiftFigure
 
 MAX_RECALL_LOSS = 0.02                               # of any class, for a win
+MAX_MEMORISED = 0.02                                 # share of samples that are near copies, for a win
 
 
 def unjudged(reason: str, ratios: Sequence[float], seconds: float = 0.0, rows: Sequence[Row] = ()) -> LiftFigure:
@@ -21,39 +26,83 @@ def unjudged(reason: str, ratios: Sequence[float], seconds: float = 0.0, rows: S
 
 
 def judged(
-    baseline: Sequence[Row], synthetic: Sequence[Row], every: Sequence[Row], classes: Sequence[str],
-    ratios: Sequence[float], chosen_ratio: float, seconds: float,
+    baseline: Sequence[Row], synthetic: Sequence[Row], every: Sequence[Row], bench: Bench, ratios: Sequence[float],
+    helps: bool, seconds: float, memorised: float | None = None,
 ) -> LiftFigure:
     """The figure of `synthetic` against `baseline` on test, paired by seed.
 
     Args:
         baseline, synthetic: rows of one arm each, the same seeds in the same order.
         every: all rows that were made.
-        chosen_ratio: what val recommends, 0 = no synthetic rows.
+        bench: of the first replicate; gives classes and the class weights of the recommended mix.
+        helps: whether val prefers the synthetic arm.
+        memorised: share of samples that are near copies of training images; None where it was not measured.
     """
     before = [100 * row["test"]["balanced_accuracy"] for row in baseline]
     after = [100 * row["test"]["balanced_accuracy"] for row in synthetic]
     differences = [b - a for a, b in zip(before, after)]
     interval = paired_interval(differences)
-    recall_before, recall_after = _recall(baseline, classes), _recall(synthetic, classes)
-    lift = sum(differences) / len(differences)
-    loss = _greatest_loss(recall_before, recall_after)
+    recall_before, recall_after = _recall(baseline, bench.classes), _recall(synthetic, bench.classes)
+    obstacle = why_no_win(interval, helps, _greatest_loss(recall_before, recall_after), memorised)
+    chosen = synthetic[0] if helps else baseline[0]
     return LiftFigure(
-        seeds=tuple(row["seed"] for row in baseline), chosen_ratio=chosen_ratio, ratios=tuple(ratios),
+        seeds=tuple(row["seed"] for row in baseline), chosen_ratio=synthetic[0]["ratio"] if helps else 0.0, ratios=tuple(ratios),
         baseline=tuple(round(v, 4) for v in before), synthetic=tuple(round(v, 4) for v in after),
-        lift_pp=round(lift, 4), interval_pp=(round(interval[0], 4), round(interval[1], 4)),
+        lift_pp=round(sum(differences) / len(differences), 4), interval_pp=(round(interval[0], 4), round(interval[1], 4)),
         recall_baseline=recall_before, recall_synthetic=recall_after,
-        sentence=sentence(differences, interval, synthetic[0]["ratio"], chosen_ratio, baseline[0]["title"], loss),
-        seconds=round(seconds, 3), rows=tuple(flat(row) for row in every),
+        sentence=sentence(differences, interval, synthetic[0], baseline[0]["title"], helps, obstacle),
+        seconds=round(seconds, 3), rows=tuple(flat(row) for row in every), won=obstacle is None,
+        arms=(baseline[0]["arm"], synthetic[0]["arm"]), mix=recommended(chosen, bench),
     )
 
 
+def recommended(row: Row, bench: Bench) -> dict[str, Any]:
+    """What a training job must know to train as `row`'s arm did.
+
+    ratio: synthetic rows per real one. class_weights: class name → share of the draws. synthetic_weight: how often a
+    synthetic row is drawn, relative to a real one of its class. real_only_share: of the steps, the last ones, that see
+    real rows alone. logit_adjustment: tau of the loss. filter: what the synthetic rows had to pass. arm: its name.
+    """
+    real, given = bench.train.labels.numpy(), row["ratio"] if row["arm"].startswith("G") else 0.0
+    added = fill(bench.train.counts(len(bench.classes)), round(given * len(real)))
+    weights = class_weights(row["balanced"], row["weight"], real, np.repeat(np.arange(len(added)), added))
+    return {
+        "ratio": given, "class_weights": {bench.classes[c]: round(share, 6) for c, share in weights.items()},
+        "synthetic_weight": row["weight"], "real_only_share": row["real_only_tail"],
+        "logit_adjustment": row["logit_adjustment"], "filter": dict(row["thresholds"]), "arm": row["title"],
+    }
+
+
+def why_no_win(
+    interval: tuple[float, float], helps: bool, loss: tuple[str, float] | None, memorised: float | None,
+) -> str | None:
+    """What stands between the figure and a win; None for a win.
+
+    A win needs an interval above zero, that val recommends synthetic images at all (where val can't tell them from none,
+    a difference on test alone proves nothing), no class whose recall falls by more than two points, and no more near
+    copies than new images would show by chance.
+    """
+    if not interval[0] > 0:
+        return "No lift shown"
+    if not helps:
+        return "No lift shown, since validation sees no gain"
+    if memorised is not None and not memorised <= MAX_MEMORISED:
+        return f"No lift counted, since {100 * memorised:.1f} % of the synthetic images are near copies of training images"
+    if loss is not None:
+        return f"No lift, since the recall of class {loss[0]!r} fell by {100 * loss[1]:.1f} points"
+    return None
+
+
 def sentence(
-    differences: Sequence[float], interval: tuple[float, float], ratio: float, chosen_ratio: float, title: str,
-    loss: tuple[str, float] | None,
+    differences: Sequence[float], interval: tuple[float, float], synthetic: Row, title: str, helps: bool, obstacle: str | None,
 ) -> str:
-    """The verdict. A win needs an interval above zero, no class whose recall falls by more than two points, and that val
-    recommends synthetic images at all: where val can't tell them from none, a difference on test alone proves nothing."""
+    """The verdict in one sentence.
+
+    Args:
+        synthetic: a row of the arm with synthesis.
+        title: of the arm without.
+        obstacle: see `why_no_win`.
+    """
     n, lift = len(differences), sum(differences) / len(differences)
     seeds = f"{n} paired seed{'s' * (n != 1)}"
     figures = f"{_signed(lift)} points of balanced accuracy"
@@ -62,22 +111,14 @@ def sentence(
                    f"{sign_flip_p(differences):.2g})"
     else:
         figures += f" ({seeds}: no interval)"
-    what = f"{ratio:g} synthetic images per real one beside {title} gave {figures}"
-    if interval[0] > 0 and chosen_ratio == 0:
-        word = "No lift shown, since validation sees no gain"
-    elif interval[0] > 0 and loss is None:
-        word = "Lift"
-    elif interval[0] > 0 and loss is not None:
-        word = f"No lift, since the recall of class {loss[0]!r} fell by {100 * loss[1]:.1f} points"
-    else:
-        word = "No lift shown"
-    advice = "" if chosen_ratio > 0 else "; validation recommends none"
-    return f"{word}: {what}{advice}."
+    kept = "" if synthetic["filter"] == "none" else " filtered"
+    what = f"{synthetic['ratio']:g}{kept} synthetic images per real one gave {figures} over {title}"
+    return f"{obstacle or 'Lift'}: {what}{'' if helps else '; validation recommends none'}."
 
 
 def flat(row: Row) -> dict[str, Any]:
     """A row for tables: one value a column, accuracies in percent."""
-    head = {k: row[k] for k in ("arm", "ratio", "filter", "seed")}
+    head = {k: row[k] for k in ("arm", "ratio", "filter", "weight", "real_only_tail", "seed")}
     if "cannot" in row:
         return {**head, "cannot": row["cannot"]}
     test = row["test"]
@@ -97,14 +138,15 @@ def summary(figure: LiftFigure) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in figure.rows:
         if "cannot" not in row:
-            groups.setdefault((row["arm"], row["ratio"], row["filter"]), []).append(row)
+            groups.setdefault(alike(row), []).append(row)
     lines = []
-    for (arm, ratio, kept), rows in groups.items():
+    for (arm, ratio, weight, tail, kept), rows in groups.items():
         test = [row["test"] for row in sorted(rows, key=lambda row: row["seed"])]
-        line = {"arm": arm, "ratio": ratio, "filter": kept, "seeds": len(rows), "test": round(sum(test) / len(rows), 3),
+        line = {"arm": arm, "ratio": ratio, "filter": kept, "weight": weight, "real_only_tail": tail, "seeds": len(rows),
+                "test": round(sum(test) / len(rows), 3),
                 "val": round(sum(row["val"] for row in rows) / len(rows), 3)}
         differences = [t - b for t, b in zip(test, figure.baseline)]
-        if len(test) == len(figure.baseline) and max(map(abs, differences)) > 1e-3:
+        if len(test) == len(figure.baseline) and (arm != figure.arms[0] or max(map(abs, differences)) > 1e-3):
             low, high = paired_interval(differences)
             line |= {"difference": round(sum(differences) / len(differences), 3), "low": round(low, 3),
                      "high": round(high, 3), "p": sign_flip_p(differences)}

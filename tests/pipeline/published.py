@@ -103,6 +103,7 @@ def lift(classes: tuple[str, ...], difference: float = 1.3, spread: float = 0.4,
         interval_pp=(low, high),
         recall_baseline=before,
         recall_synthetic={n: float(np.clip(v + rng.normal(difference / 100, 0.02), 0, 1)) for n, v in before.items()},
+        won=low > 0,
         sentence=f"{word} by {difference:+.2f} points (95 % interval {low:+.2f} … {high:+.2f}, {seeds} seeds).",
         rows=tuple(
             {"seed": s, "arm": arm, "ratio": r, "val": float(base[s]), "test": float(base[s] + gain[s] * (r > 0))}

@@ -129,7 +129,7 @@ def test_no_lift_is_said_in_so_many_words():
     assert lift_word(lift(names, 1.3)) == "lift" and not lift_sentence(lift(names, 1.3)).startswith("No lift")
     assert lift_word(lift(names, 0.1)) == "no lift" and lift_sentence(lift(names, 0.1)).startswith("No lift: ")
     assert lift_word(lift(names, -2.0)) == "harm" and lift_sentence(lift(names, -2.0)).startswith("No lift: ")
-    lost = dataclasses.replace(lift(names, 1.3), sentence="No lift, since the recall of class a fell by 3.0 points: …")
+    lost = dataclasses.replace(lift(names, 1.3), won=False, sentence="No lift, since the recall of class a fell by 3.0 points: …")
     assert lift_word(lost) == "no lift" and lift_sentence(lost) == lost.sentence
     unjudged = dataclasses.replace(lift(names), seeds=(), lift_pp=float("nan"), sentence="Can't be judged, because …")
     assert lift_word(unjudged) == "not judged" and lift_sentence(unjudged) == "Can't be judged, because …"

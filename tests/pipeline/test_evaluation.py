@@ -98,7 +98,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
         def draw(labels: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(generate(labels, seeds)))
 
-        monkeypatch.setattr(evaluation, "_generator", lambda run, checkpoint, train: draw)
+        monkeypatch.setattr(evaluation, "_generator", lambda run, checkpoint, train: (draw, None))
 
     return put
 
@@ -146,7 +146,9 @@ def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: 
         images[copied] = np.clip(from_rows(*data["train"])(labels[copied], seeds[copied]).astype(int) + 2, 0, 255)
         return images
 
-    assert card(a_tenth_copied).memorised == pytest.approx(0.1, abs=0.03)
+    tenth = card(a_tenth_copied)
+    assert tenth.memorised == pytest.approx(0.1, abs=0.03)
+    assert any(reason.startswith("memorised") for reason in decide(case.config.gate, tenth).reasons)
 
     def collapsed(labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         return real(labels, np.where(labels == 4, 0, seeds))
@@ -175,6 +177,17 @@ def test_a_finished_evaluation_is_kept_until_its_inputs_change(tmp_path: Path, d
     other = dataclasses.replace(case, config=parse_config({**case.config.model_dump(), "seed": 1}))
     with pytest.raises(pytest.fail.Exception):
         other.evaluate()
+
+
+def test_another_filter_is_another_evaluation(tmp_path: Path, digits: Any) -> None:
+    """What is tried must be what will be published."""
+    case = make_case(tmp_path, split_digits(digits, train=100)[0], tuple("0123456789"))
+
+    def inputs(**thresholds: float) -> str:
+        config = case.config.model_copy(update={"sample": case.config.sample.model_copy(update={"filter": thresholds})})
+        return evaluation._inputs(config, case.snapshot, case.checkpoint)
+
+    assert inputs() == inputs(min_confidence=0.0) != inputs(min_confidence=0.5)
 
 
 def test_tiny_and_missing_classes_get_figures_or_notes_never_nan(tmp_path: Path, digits: Any, generator: Any) -> None:

@@ -1,5 +1,6 @@
 """What a training job gets: which rows, in which mix, from which format."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from pipeline.config import parse_config
 from pipeline.errors import ConfigError, CorruptShard, MissingObject
 from pipeline.feed import Feed
 from pipeline.lift.pool import Rows
+from pipeline.records import LiftFigure
 from pipeline.seeds import row_seeds
+from tests.pipeline import small
 from tests.pipeline.small import CHANNELS, CLASSES, COUNTS, SIZE, SmallRun, paint, small_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +114,31 @@ def test_an_epoch_draws_classes_evenly_and_repeats_by_seed_and_number_alone() ->
     assert Counter(order[labels == 1].tolist()) == dict.fromkeys(range(36, 48), 2)   # each of the 4 + 8 twice
     assert torch.equal(order, example().order(3)) and not torch.equal(order, feed.order(4))
     assert int(feed.order(0, real_only=True).max()) < 40
+
+
+def test_the_manifests_mix_decides_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = {"ratio": 0.5, "class_weights": {"cat": 0.5, "größe/2": 0.25, "dog": 0.25}, "synthetic_weight": 0.5,
+           "real_only_share": 0.2, "logit_adjustment": 1.0, "filter": {}, "arm": "x"}
+    lift = LiftFigure((0,), 0.5, (0.5,), (1.0,), (1.0,), 0.0, (0.0, 0.0), {}, {}, "", mix=mix)
+    monkeypatch.setattr(small, "SCORECARD", dataclasses.replace(small.SCORECARD, lift=lift))
+    feed = Feed.open(published(tmp_path).dataset.url)
+    assert (feed.ratio, feed.weights, feed.logit_adjustment) == (0.5, {0: 0.5, 1: 0.25, 3: 0.25}, 1.0)
+    labels = torch.cat([feed.real.labels, feed.synthetic.labels])
+    drawn = torch.cat([feed.order(epoch) for epoch in range(100)])
+    share = torch.bincount(labels[drawn], minlength=4) / len(drawn)
+    assert share.tolist() == pytest.approx([0.5, 0.25, 0, 0.25], abs=0.03)
+    cats = drawn[labels[drawn] == 0]                         # 3 real ones, 13 synthetic at half their weight
+    assert float((cats >= len(feed.real)).float().mean()) == pytest.approx(6.5 / 9.5, abs=0.04)
+    real = torch.cat([feed.order(epoch, real_only=True) for epoch in range(100)])
+    assert int(real.max()) < len(feed.real)
+    assert float((labels[real] == 0).float().mean()) == pytest.approx(0.5, abs=0.03)
+    sampler = feed.sampler(10)                               # a fifth of them on real rows alone, unless told otherwise
+    seen = []
+    for epoch in range(10):
+        sampler.set_epoch(epoch)
+        seen.append(max(sampler) >= len(feed.real))
+    assert seen == [True] * 8 + [False] * 2
+    assert Feed.open(published(tmp_path / "other").dataset.url, ratio=0.5).weights is None
 
 
 def test_the_last_epochs_see_real_rows_alone() -> None:

@@ -11,7 +11,7 @@ from pipeline.records import LiftFigure, Scorecard
 
 LIFT = LiftFigure(
     seeds=(0, 1, 2), chosen_ratio=0.5, ratios=(0.5,), baseline=(90.0, 91.0, 92.0), synthetic=(91.0, 92.0, 93.0),
-    lift_pp=1.0, interval_pp=(0.5, 1.5), recall_baseline={}, recall_synthetic={}, sentence="Lift.",
+    lift_pp=1.0, interval_pp=(0.5, 1.5), recall_baseline={}, recall_synthetic={}, sentence="Lift.", won=True,
 )
 GOOD = Scorecard(
     samples=100, features="domain", fd=3.0, fd_floor=1.0, fd_reference="", precision=0.9, recall=0.9, density=1.0,
@@ -73,6 +73,19 @@ def test_lift_that_cannot_be_judged_fails_and_lift_not_asked_for_does_not() -> N
     assert "min_lift_pp" in verdict.reasons[0]
     assert decide(STRICT, changed(lift=None)).passed
     assert "lift_pp" not in unjudged.scores
+
+
+def test_a_threshold_of_zero_asks_for_proof_and_one_below_for_no_more_than_the_figure() -> None:
+    lucky = with_lift(lift_pp=0.04, interval_pp=(-1.1, 1.2), sentence="No lift shown: …", won=False)
+    zero = STRICT.model_copy(update={"min_lift_pp": 0.0})
+    verdict = decide(zero, lucky)
+    assert not verdict.passed
+    assert verdict.reasons[0].startswith("No lift shown: …; gate.min_lift_pp 0 asks for a lift that is proven")
+    assert decide(zero, with_lift(lift_pp=0.04)).passed
+    lenient = STRICT.model_copy(update={"min_lift_pp": -1.0})
+    assert decide(lenient, lucky).passed
+    assert "below gate.min_lift_pp -1" in decide(lenient, with_lift(lift_pp=-1.5, won=False)).reasons[0]
+    assert decide(STRICT.model_copy(update={"min_lift_pp": None}), lucky).passed
 
 
 def test_all_reasons_are_given_and_a_gate_that_is_off_still_speaks() -> None:

@@ -16,14 +16,12 @@ from gan.classifier import train_classifier
 from pipeline import lift
 from pipeline.config import LiftConfig
 from pipeline.errors import Interrupted
+from pipeline.filtering import Filter
 from pipeline.lift import Bench, Rows, Schedule, measure_lift, remote, why_not
 from pipeline.lift.arms import AUGMENTED, BALANCED, controls, with_synthesis
 from pipeline.lift.laboratory import Laboratory, Replicate, Trial, best, grouped, on_threads
 from pipeline.lift.pool import (
-    NO_FILTER,
     CannotFill,
-    Filter,
-    FilterModel,
     SyntheticPool,
     duplicates,
     fill,
@@ -32,7 +30,7 @@ from pipeline.lift.pool import (
     spare_rows,
 )
 from pipeline.lift.trial import Mix, _draws, _groups
-from pipeline.lift.verdict import judged, sentence
+from pipeline.lift.verdict import judged
 from pipeline.progress import NullProgress
 from pipeline.side_by_side import Stop, all_side_by_side, side_by_side
 from pipeline.store import Store
@@ -82,13 +80,13 @@ def test_a_perfect_generator_lifts_and_a_wrong_one_is_not_recommended(tmp_path: 
     assert good.lift_pp > 1
     assert good.chosen_ratio in (2.0, 4.0)
     assert good.interval_pp[0] < good.lift_pp < good.interval_pp[1]
-    assert len(good.rows) == 9
+    assert len(good.rows) == 3 * (2 + 2)              # as many ways without synthesis as with it
     assert good.recall_synthetic["c"] > good.recall_baseline["c"]
     wrong = measure_lift(config, data, noise, 0, NullProgress(), workers=2)
     assert wrong.lift_pp < 0
     assert wrong.chosen_ratio == 0
     assert wrong.sentence.startswith("No lift")
-    assert wrong.baseline == good.baseline             # paired: the arm without synthetic images is the same
+    assert wrong.baseline == good.baseline             # paired: the arms without synthetic images are the same
 
 
 def test_finished_rows_are_kept_and_other_inputs_start_anew(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +99,7 @@ def test_finished_rows_are_kept_and_other_inputs_start_anew(tmp_path: Any, monke
     assert trained == []
     assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0)
     more = measure_lift(LiftConfig(seeds=3, ratios=[1.0]), data, oracle, 0, NullProgress(), run=run, inputs="x", workers=1)
-    assert sorted(trained) == ["A2", "G3"]             # the third seed alone
+    assert sorted(trained) == ["A2", "G3"]             # the third seed alone, one way on each side
     assert more.baseline[:2] == first.baseline
     measure_lift(config, data, oracle, 0, NullProgress(), run=run, inputs="y", workers=1)
     assert len(trained) == 2 + 4
@@ -111,6 +109,8 @@ def test_finished_rows_are_kept_and_other_inputs_start_anew(tmp_path: Any, monke
     ({"train": rows([9], 1)}, "two classes"),
     ({"val": rows([3, 0, 4], 1)}, "'b' has no validation image"),
     ({"test": rows([0, 0, 4], 1)}, "'a', 'b' have no test image"),
+    ({"val": rows([3, 3, 3], 1)}, "9 validation images are too few"),
+    ({"test": rows([5, 5, 9], 1)}, "19 test images are too few"),
 ])
 def test_what_cannot_be_judged_gets_a_word_and_no_figure(change: dict[str, Rows], word: str) -> None:
     data = dataclasses.replace(bench([5, 5, 5]), **change)
@@ -132,36 +132,77 @@ def test_a_classifier_that_cannot_learn_is_no_judge() -> None:
     assert "did not learn" in figure.sentence
 
 
-def test_val_chooses_and_test_is_not_asked() -> None:
-    def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float = 0.1) -> dict[str, Any]:
-        part = {"rarest_third": 0.5, "macro_f1": 0.5, "ece": 0.1, "nll": nll, "accuracy": 0.5}
-        return {"arm": arm, "title": arm, "ratio": ratio, "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "seed": seed,
-                "added_rows": 1, "seconds": 1.0, "val": {**part, "balanced_accuracy": val, "recall": {"0": val, "1": val}},
-                "test": {**part, "balanced_accuracy": test, "recall": {"0": test, "1": test}}}
+def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float = 0.1, **more: Any) -> dict[str, Any]:
+    part = {"rarest_third": 0.5, "macro_f1": 0.5, "ece": 0.1, "nll": nll, "accuracy": 0.5}
+    return {"arm": arm, "title": arm, "balanced": True, "logit_adjustment": 0.0, "ratio": ratio, "weight": 1.0,
+            "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed, "added_rows": 1, "seconds": 1.0,
+            "val": {**part, "balanced_accuracy": val, "recall": {"0": val, "1": val}},
+            "test": {**part, "balanced_accuracy": test, "recall": {"0": test, "1": test}}, **more}
 
-    made = [row("A2", 0, s, 0.80, 0.80) for s in range(3)]
-    made += [row("G3", 0.5, s, 0.85, 0.70 + s / 100) for s in range(3)]
-    made += [row("G3", 1.0, s, 0.82, 0.99) for s in range(3)]
-    figure = lift._figure(made[:3], best(grouped(made[3:])), made, bench([4, 4]), (0.5, 1.0), 0.0)
+
+def figure_of(baseline: list[dict[str, Any]], synthetic: list[dict[str, Any]], memorised: float | None = 0.0) -> Any:
+    """The figure that a trial with these two arms comes to."""
+    laboratory = Laboratory([Replicate(0, 0, bench([4, 4]), oracle)], None, NullProgress(), on_threads(1))
+    laboratory.rows = baseline + synthetic
+    return lift._figure(baseline, best(grouped(synthetic)), laboratory, (0.5, 1.0), 0.0, memorised)
+
+
+def test_val_chooses_and_test_is_not_asked() -> None:
+    plain = [row("A2", 0, s, 0.80, 0.80) for s in range(3)]
+    figure = figure_of(plain, [row("G3", 0.5, s, 0.85, 0.70 + s / 100) for s in range(3)]
+                       + [row("G3", 1.0, s, 0.82, 0.99) for s in range(3)])
     assert figure.chosen_ratio == 0.5
     assert figure.lift_pp == pytest.approx(-9)
     assert figure.interval_pp[1] < 0
+    assert not figure.won
     tied = grouped([row("G3", 0.5, 0, 0.9, 0.5, nll=0.3), row("G3", 1.0, 0, 0.9, 0.5, nll=0.2)])
     assert (best(tied) or [{}])[0]["ratio"] == 1.0
     assert best([[{"cannot": "x"}]]) is None
-    equal = lift._figure(made[:3], [row("G3", 0.5, s, 0.80, 0.9) for s in range(3)], made, bench([4, 4]), (0.5,), 0.0)
+    equal = figure_of(plain, [row("G3", 0.5, s, 0.80, 0.9) for s in range(3)])
     assert equal.chosen_ratio == 0                     # no better on val: recommend none
+    assert equal.mix["ratio"] == 0
+    assert not equal.won
 
 
-def test_the_sentence_of_a_win_needs_interval_and_every_class() -> None:
-    win = sentence([1.0, 1.2, 0.9], (0.7, 1.4), 0.5, 0.5, "classical augmentation", None)
-    assert win.startswith("Lift: 0.5 synthetic images per real one")
-    assert "p = 0.25" in win
-    lost = sentence([1.0, 1.2, 0.9], (0.7, 1.4), 0.5, 0.5, "classical augmentation", ("b", 0.034))
-    assert lost.startswith("No lift, since the recall of class 'b' fell by 3.4 points")
-    unseen = sentence([1.0, 1.2, 0.9], (0.7, 1.4), 0.5, 0.0, "classical augmentation", None)
-    assert unseen.startswith("No lift shown, since validation sees no gain")
-    assert sentence([1.0, -1.2], (-2.0, 1.4), 0.5, 0.0, "x", None).endswith("validation recommends none.")
+def test_a_win_needs_interval_val_every_class_and_no_copies() -> None:
+    plain = [row("A2", 0, s, 0.80, 0.80 + s / 1000) for s in range(6)]
+    better = [row("G3", 0.5, s, 0.85, 0.82 + s / 900) for s in range(6)]
+    win = figure_of(plain, better)
+    assert win.won
+    assert win.sentence.startswith("Lift: 0.5 synthetic images per real one gave +2.03 points")
+    assert "p = 0.031" in win.sentence
+    copied = figure_of(plain, better, memorised=0.05)
+    assert not copied.won
+    assert copied.sentence.startswith("No lift counted, since 5.0 % of the synthetic images are near copies")
+    assert not figure_of(plain, better, memorised=float("nan")).won
+    for r in better:
+        r["test"]["recall"]["1"] = 0.766
+    lost = figure_of(plain, better)
+    assert not lost.won
+    assert lost.sentence.startswith("No lift, since the recall of class 'b' fell by 3.6 points")
+    chance = figure_of(plain, [row("G3", 0.5, s, 0.85, 0.80 + (-1) ** s / 50) for s in range(6)])
+    assert not chance.won
+    assert chance.sentence.startswith("No lift shown: ")
+    unseen = figure_of(plain, [row("G3", 0.5, s, 0.80, 0.9) for s in range(6)])
+    assert unseen.sentence.startswith("No lift shown, since validation sees no gain")
+    assert unseen.sentence.endswith("validation recommends none.")
+    one = figure_of(plain[:1], better[:1])
+    assert not one.won                                 # one seed has no interval
+
+
+def test_the_recommended_mix_says_how_the_chosen_arm_was_trained() -> None:
+    plain = [row("A3", 0, s, 0.80, 0.80, balanced=False, logit_adjustment=1.0) for s in range(3)]
+    better = [row("G3", 1.0, s, 0.85, 0.82, balanced=False, logit_adjustment=1.0, weight=0.5, real_only_tail=0.25, filter="p0.5",
+                  thresholds={"min_confidence": 0.5}) for s in range(3)]
+    laboratory = Laboratory([Replicate(0, 0, bench([9, 3]), oracle)], None, NullProgress(), on_threads(1))
+    laboratory.rows = plain + better
+    mix = lift._figure(plain, better, laboratory, (1.0,), 0.0, 0.0).mix
+    assert mix.pop("class_weights") == {"a": pytest.approx((9 + 1.5) / 18), "b": pytest.approx((3 + 4.5) / 18)}
+    assert mix == {"ratio": 1.0, "synthetic_weight": 0.5, "real_only_share": 0.25, "logit_adjustment": 1.0,
+                   "filter": {"min_confidence": 0.5}, "arm": "G3"}
+    none = lift._figure(plain, [dict(r, val=plain[0]["val"]) for r in better], laboratory, (1.0,), 0.0, 0.0).mix
+    assert (none["ratio"], none["arm"], none["filter"]) == (0.0, "A3", {})
+    assert none["class_weights"] == {"a": 0.75, "b": 0.25}
 
 
 # ---- what is added ----------------------------------------------------------------------------------------------
@@ -203,21 +244,6 @@ def test_the_filter_decides_what_enters_and_a_class_that_cannot_be_filled_ends()
     assert caught.value.drawn < 1000
 
 
-def test_the_filters_model_lets_the_typical_through_and_stops_strangers() -> None:
-    data = bench([60, 60, 60])
-    net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0)
-    model = FilterModel(net, data.train, data.val, 3)
-    assert model.keep(NO_FILTER) is None
-    confident, close = model.keep(Filter(min_confidence=0.5)), model.keep(Filter(max_distance=0.9))
-    assert confident and close
-    wrong = (data.test.labels + 1) % 3
-    assert confident(data.test.images, data.test.labels).float().mean() > 0.9
-    assert confident(data.test.images, wrong).float().mean() < 0.1
-    assert close(data.val.images, data.val.labels).float().mean() == pytest.approx(0.9, abs=0.02)
-    assert close(data.test.images, wrong).float().mean() < 0.2
-    assert Filter(0.8, 0.95).name == "p0.8d0.95"
-
-
 def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
     data = bench([60, 12, 3])
     net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0, balanced=True)
@@ -226,11 +252,27 @@ def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
     mean = {name: np.mean([row["test"] for row in figure.rows if row["arm"] == name]) for name in
             ("A0", "A1", "A2", "A3", "A4", "G1", "G2", "G3", "N1", "N2", "O1", "S1")}
     assert figure.lift_pp > 0
-    assert mean["O1"] > mean["A2"]
+    assert mean["O1"] > mean["A2"] + 1                 # there is headroom, and real images use it
     assert mean["N2"] < mean["O1"] - 5
+    assert mean["N2"] < max(mean["A2"], mean["A3"]) + 0.5     # wrong labels never win
     assert mean["N1"] < mean["O1"]
     assert max(mean["G1"], mean["G2"], mean["G3"]) > max(mean["A0"], mean["A1"])
     assert {row["filter"] for row in figure.rows if row["arm"] == "G2"} == {"p0.5d0.95"}
+    ways = {(row["arm"], row["ratio"], row["filter"], row["weight"], row["real_only_tail"]) for row in figure.rows}
+    without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
+    assert len(without) == len(with_synthesis) == 7    # neither side is tuned more than the other
+    assert {way[3:] for way in with_synthesis} == {(1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (0.5, 0.25)}
+
+
+def test_rows_are_tried_as_they_will_be_published() -> None:
+    data = bench([20, 12, 6])
+    net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0, balanced=True)
+    config = LiftConfig(seeds=1, ratios=[1.0])
+    figure = measure_lift(config, data, oracle, 0, NullProgress(), model=net, published=Filter(min_confidence=0.3), workers=1)
+    assert [row["filter"] for row in figure.rows if row["arm"] == "G3"] == ["p0.3"]
+    strict = measure_lift(config, data, noise, 0, NullProgress(), model=net, published=Filter(min_confidence=0.99), workers=1)
+    assert strict.seeds == ()
+    assert "draws passed the filter" in strict.sentence
 
 
 def test_controls_add_what_they_say() -> None:
@@ -286,10 +328,26 @@ def test_the_last_steps_can_be_real_only() -> None:
     assert (drawn[:60] >= 2).any()
 
 
+def test_last_steps_on_real_rows_keep_the_classes_shares() -> None:
+    real, added = torch.tensor([0] * 6 + [1] * 2), torch.tensor([1] * 4)
+    drawn = _draws(lift.arms.SYNTHETIC, Mix(1.0, real_only_tail=0.5), real, added, Schedule(200, 100), 0)[10_000:]
+    assert (drawn < 8).all()
+    assert (drawn < 6).float().mean() == pytest.approx(0.5, abs=0.02)      # 6 of 12 rows, as in the steps before
+
+
 def test_arms_without_added_rows_have_exactly_even_rounds() -> None:
-    groups, parts = _groups(BALANCED, 1.0, torch.tensor([0, 0, 0, 1]), None)
+    groups, parts = _groups(BALANCED, torch.tensor([0, 0, 0, 1]))
     assert [g.tolist() for g in groups] == [[0, 1, 2], [3]]
     assert parts is None
+    drawn = _draws(BALANCED, Mix(), torch.tensor([0, 0, 0, 1]), None, Schedule(5, 10), 0)
+    assert (drawn == 3).sum() == 25
+
+
+def test_the_ladder_without_synthesis_is_long_enough() -> None:
+    for quick in (True, False):
+        names = [(arm.name, ratio) for arm, ratio in lift.arms.ladder([0.25, 0.5, 1.0, 2.0], quick)]
+        assert len(names) == len(set(names)) >= (4 if quick else 19)
+        assert [name for name, _ in names[:2]] == ["A2", "A3"]
 
 
 def test_synthetic_images_alone_means_alone() -> None:
@@ -358,4 +416,4 @@ def test_every_arm_and_control_runs() -> None:
     assert [row["arm"] for row in made] == [arm.name for arm, _ in arms]
     assert {row["arm"]: row["added_rows"] for row in made} == {
         "A0": 0, "A1": 0, "A2": 0, "A3": 0, "A4": 14, "N1": 14, "N2": 14, "O1": 14, "S1": 14, "G1": 14}
-    assert judged(made[:1], made[-1:], made, data.classes, (1.0,), 1.0, 0.0).interval_pp == (-100, 100)
+    assert judged(made[:1], made[-1:], made, data, (1.0,), True, 0.0).interval_pp == (-100, 100)

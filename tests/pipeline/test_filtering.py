@@ -1,0 +1,201 @@
+"""The filter: each score sees what it is for, thresholds come from val, and nothing that saw held-out rows may judge."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+from small import CHECKPOINT
+from test_lift import bench, noise, oracle, rows
+
+from gan import checkpoint, loop
+from gan.classifier import Classifier, save_classifier, train_classifier
+from gan.networks import NetSpec
+from gan.recipe import Recipe
+from pipeline import keys
+from pipeline.config import Config, parse_config
+from pipeline.errors import ConfigError, Leakage, SamplingFailed
+from pipeline.filtering import NO_FILTER, Filter, Screen, filter_loader, score_columns
+from pipeline.leakage import rows_digest
+from pipeline.lift import screen
+from pipeline.records import Checkpoint
+from pipeline.store import Store
+
+torch.set_num_threads(1)
+DATA = bench([60, 60, 60])
+
+
+@pytest.fixture(scope="module")
+def net() -> Classifier:
+    return train_classifier(DATA.train.images, DATA.train.labels, 3, steps=40, batch_size=32, width=8, seed=0)
+
+
+@pytest.fixture(scope="module")
+def sieve(net: Classifier) -> Screen:
+    return screen(net, DATA)
+
+
+def passed(sieve: Screen, images: torch.Tensor, labels: torch.Tensor, **wanted: float) -> float:
+    keep = sieve.keep(Filter(**wanted))
+    assert keep is not None
+    return float(keep(images, labels).float().mean())
+
+
+def test_each_threshold_lets_unseen_real_rows_through_as_far_as_it_says(sieve: Screen) -> None:
+    """The quantiles are those of val; test rows are as new as val's."""
+    val, test = DATA.val, DATA.test
+    for wanted, share in (({"max_centroid_distance": 0.9}, 0.9), ({"max_nearest_distance": 0.9}, 0.9),
+                          ({"min_nearest_distance": 0.1}, 0.9)):
+        assert passed(sieve, val.images, val.labels, **wanted) == pytest.approx(share, abs=0.02), wanted
+        assert passed(sieve, test.images, test.labels, **wanted) == pytest.approx(share, abs=0.12), wanted
+    assert passed(sieve, test.images, test.labels, min_confidence=0.5) > 0.9
+    assert sieve.keep(NO_FILTER) is None
+
+
+def test_wrong_labels_copies_and_artefacts_are_each_rejected_with_their_reason(sieve: Screen) -> None:
+    wrong = (DATA.test.labels + 1) % 3
+    assert sieve.judge(Filter(min_confidence=0.5), DATA.test.images, wrong)[1].count("confidence") > 110
+    assert passed(sieve, DATA.test.images, wrong, max_centroid_distance=0.9) < 0.2
+    copies, artefacts = DATA.train.images[:50], 255 - DATA.test.images[:50]
+    labels = DATA.train.labels[:50]
+    near = Filter(min_nearest_distance=0.01, max_nearest_distance=0.99)
+    scores, reasons = sieve.judge(near, copies, labels)
+    assert set(reasons) == {"copy"}
+    assert (scores["nearest_distance"] < 0.05).all()
+    assert sieve.judge(near, artefacts, labels)[1].count("artefact") > 40
+    everything = Filter(0.5, 0.9, 0.01, 0.99)
+    assert sieve.judge(everything, copies, (labels + 1) % 3)[1] == ["confidence"] * 50      # the first reason counts
+
+
+def test_the_scale_is_one_for_typical_unseen_rows_and_names_say_what_is_asked(sieve: Screen) -> None:
+    scores = sieve.scores(DATA.val.images, DATA.val.labels)
+    for name in ("centroid_distance", "nearest_distance"):
+        for c in range(3):
+            assert float(scores[name][DATA.val.labels == c].median()) == pytest.approx(1.0, abs=0.02)
+    assert Filter(0.8, 0.95).name == "p0.8d0.95"
+    assert Filter(min_nearest_distance=0.01, max_nearest_distance=0.99, min_discriminator=0.05).name == "n0.01f0.99c0.05"
+    assert NO_FILTER.name == "none"
+    assert NO_FILTER.asked == {}
+
+
+class Brightness(torch.nn.Module):
+    """A discriminator that takes bright images for real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.gain * x.mean((1, 2, 3))
+
+
+def test_the_discriminators_doubt_counts(net: Classifier) -> None:
+    sieve = screen(net, DATA, Brightness())
+    scores = sieve.scores(DATA.val.images, DATA.val.labels)["discriminator"]
+    assert float(scores.median()) == pytest.approx(0, abs=0.1)
+    assert passed(sieve, DATA.val.images, DATA.val.labels, min_discriminator=0.2) == pytest.approx(0.8, abs=0.02)
+    dark = (DATA.val.images.float() * 0.5).to(torch.uint8)
+    assert set(sieve.judge(Filter(min_discriminator=0.05), dark, DATA.val.labels)[1]) == {"discriminator"}
+    with pytest.raises(SamplingFailed, match="without a discriminator"):
+        screen(net, DATA).judge(Filter(min_discriminator=0.05), dark, DATA.val.labels)
+
+
+def test_thresholds_without_any_val_row_are_refused(net: Classifier) -> None:
+    empty = dataclasses.replace(DATA, val=rows([0, 0, 0], 0))
+    with pytest.raises(SamplingFailed, match="no validation image"):
+        passed(screen(net, empty), DATA.test.images, DATA.test.labels, max_centroid_distance=0.9)
+    assert passed(screen(net, empty), DATA.test.images, DATA.test.labels, min_confidence=0.5) > 0.9
+
+
+# ---- in a run's folder
+
+
+def config(**thresholds: float) -> Config:
+    return parse_config({"name": "t", "source": {"format": "digits"}, "sample": {"filter": thresholds}})
+
+
+@pytest.fixture
+def run(tmp_path: Path, net: Classifier) -> tuple[Store, Checkpoint]:
+    """A run folder with prepared data, the filter's classifier and an untrained generator."""
+    folder = Store(str(tmp_path))
+    for name in ("train", "val", "test"):
+        split = getattr(DATA, name)
+        folder.put(keys.prepared(name), save({"images": split.images.numpy(), "labels": split.labels.numpy()}))
+    folder.put(keys.FILTER, save_classifier(net, {"trained_on": rows_digest(DATA.train.images, DATA.train.labels)}))
+    state = loop.new_state(DATA.train.images, DATA.train.labels, NetSpec("mlp", 8, 1, 3), Recipe(total_kimg=1.0), 0,
+                           torch.device("cpu"))
+    data, meta = checkpoint.save(state)
+    folder.put(CHECKPOINT.key, data)
+    return folder, dataclasses.replace(CHECKPOINT, sha256=meta["sha256"], model="mlp")
+
+
+def test_a_worker_loads_what_the_driver_fitted_and_rows_carry_every_score(run: Any, net: Classifier) -> None:
+    folder, trained = run
+    asked = config(min_confidence=0.5, max_centroid_distance=0.9, min_nearest_distance=0.01)
+    loader = filter_loader(asked, folder, trained, 3)
+    assert loader is not None
+    scores, reasons = loader(folder).judge(DATA.test.images.numpy(), DATA.test.labels.numpy())
+    assert tuple(scores) == score_columns(asked, "mlp") == ("confidence", "centroid_distance", "nearest_distance", "discriminator")
+    assert all(len(values) == 120 and np.isfinite(values).all() for values in scores.values())
+    again, _ = loader(folder).judge(DATA.test.images.numpy(), DATA.test.labels.numpy())
+    assert all(np.array_equal(scores[name], again[name]) for name in scores)
+    here, expected = screen(net, DATA).judge(Filter(0.5, 0.9, 0.01), DATA.test.images, DATA.test.labels)
+    assert reasons == expected
+    assert np.allclose(scores["nearest_distance"], here["nearest_distance"], atol=1e-5)
+    assert filter_loader(config(), folder, trained, 3) is None
+    assert filter_loader(config(min_confidence=0.0), folder, trained, 3) is None
+    assert score_columns(config(), "mlp") == ()
+    assert score_columns(asked, "vae") == ("confidence", "centroid_distance", "nearest_distance")
+
+
+def test_the_reference_is_made_once_and_anew_for_another_classifier(run: Any) -> None:
+    folder, trained = run
+    filter_loader(config(max_centroid_distance=0.9), folder, trained, 3)
+    first = folder.get(keys.FILTER_REFERENCE)
+    test = folder.get(keys.prepared("train"))
+    folder.put(keys.prepared("train"), b"not to be read again")
+    filter_loader(config(min_confidence=0.5), folder, trained, 3)
+    assert folder.get(keys.FILTER_REFERENCE) == first
+    folder.put(keys.prepared("train"), test)
+    other = train_classifier(DATA.train.images, DATA.train.labels, 3, steps=2, batch_size=32, width=8, seed=1)
+    folder.put(keys.FILTER, save_classifier(other, {"trained_on": rows_digest(DATA.train.images, DATA.train.labels)}))
+    filter_loader(config(min_confidence=0.5), folder, trained, 3)
+    assert folder.get(keys.FILTER_REFERENCE) != first
+
+
+def test_a_filter_that_saw_held_out_rows_is_caught(run: Any, net: Classifier) -> None:
+    folder, trained = run
+    leaky = DATA.train.joined(DATA.test)
+    for digest in (rows_digest(leaky.images, leaky.labels), None):
+        folder.put(keys.FILTER, save_classifier(net, {"trained_on": digest} if digest else {}))
+        with pytest.raises(Leakage, match="the filter's classifier"):
+            filter_loader(config(min_confidence=0.5), folder, trained, 3)
+
+
+def test_the_filter_never_reads_test(run: Any) -> None:
+    folder, trained = run
+    folder.delete(keys.prepared("test"))
+    loader = filter_loader(config(max_centroid_distance=0.9, min_discriminator=0.05), folder, trained, 3)
+    assert loader is not None
+    loader(folder).judge(DATA.val.images.numpy(), DATA.val.labels.numpy())
+
+
+def test_what_cannot_be_filtered_is_said(run: Any) -> None:
+    folder, trained = run
+    with pytest.raises(ConfigError, match="vae has no discriminator"):
+        filter_loader(config(min_discriminator=0.05), folder, dataclasses.replace(trained, model="vae"), 3)
+    folder.delete(keys.FILTER)
+    with pytest.raises(SamplingFailed, match="no filter model"):
+        filter_loader(config(min_confidence=0.5), folder, trained, 3)
+
+
+def test_a_wrong_generator_is_filtered_out(sieve: Screen) -> None:
+    labels = np.repeat(np.arange(3), 40)
+    seeds = np.arange(120)
+    good = passed(sieve, oracle(labels, seeds), torch.from_numpy(labels), min_confidence=0.5, max_centroid_distance=0.95)
+    bad = passed(sieve, noise(labels, seeds), torch.from_numpy(labels), min_confidence=0.5, max_centroid_distance=0.95)
+    assert good > 0.8
+    assert bad < 0.1
