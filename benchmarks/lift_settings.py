@@ -4,8 +4,12 @@
     python benchmarks/lift_settings.py mnist-tail --data FOLDER_OF_IDX_FILES --seeds 6 --minutes 5
     python benchmarks/lift_settings.py mnist-10 --data FOLDER_OF_IDX_FILES --seeds 10 --kimg 100
 
-Everything finished is kept in --folder; the same command continues there. Prints every arm's mean, its paired
-difference from the best arm without synthesis (chosen on val), and the verdict.
+    python benchmarks/lift_settings.py summary
+
+Everything finished is kept in --folder (data, generator and filter of each seed, every trained classifier); the same
+command continues there, so it may be stopped at any time: `timeout 9m python … ; timeout 9m python …`. Prints every arm's
+mean, its paired difference from the best arm without synthesis (chosen on val), and the verdict; `summary` prints the
+verdicts of all settings in the folder, with p adjusted by Holm's method.
 """
 
 import argparse
@@ -25,8 +29,10 @@ from gan.classifier import Classifier, load_classifier, save_classifier, train_c
 from pipeline import keys
 from pipeline.config import Config, LiftConfig, parse_config
 from pipeline.errors import MissingObject
-from pipeline.lift import Bench, Replicate, Rows, Schedule, compare, filter_model
+from pipeline.filtering import discriminator_of
+from pipeline.lift import Bench, Replicate, Rows, Schedule, compare, screen
 from pipeline.lift.laboratory import RowBook
+from pipeline.lift.statistics import holm, sign_flip_p
 from pipeline.lift.verdict import summary
 from pipeline.mint import load_gan
 from pipeline.prepare import load_split, prepare
@@ -50,6 +56,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """With 15 % for val: 4,000 … 40, 10, 50, 50 and 500 training images a class."""
 
 
+SPARE = 500
+
+
 def setting(name: str, seed: int, data: str | None, budget: dict[str, float]) -> Config:
     """The config of one replicate."""
     raw = json.loads(json.dumps(SETTINGS[name]))
@@ -59,18 +68,37 @@ def setting(name: str, seed: int, data: str | None, budget: dict[str, float]) ->
     return parse_config({"name": name, "seed": seed, **raw})
 
 
-def replicate(config: Config, number: int, run: Store, steps: int | None) -> Replicate:
-    """Prepares, trains generator and filter where that isn't done, and lays the data out."""
-    snapshot = prepare(config, run, NullProgress())
-    rows = {}
+def splits(config: Config, run: Store) -> dict[str, Rows]:
+    """Prepared images, made where they aren't there yet."""
+    prepare(config, run, NullProgress())
+    found = {}
     for split in ("train", "val", "test"):
         loaded = load_split(run, split)
-        rows[split] = Rows(torch.from_numpy(loaded.images), torch.from_numpy(loaded.labels))
+        found[split] = Rows(torch.from_numpy(loaded.images), torch.from_numpy(loaded.labels))
+    return found
+
+
+def spare(config: Config, rows: dict[str, Rows], run: Store) -> Rows:
+    """Up to `SPARE` real rows a class that the subset leaves out, for the headroom control: none that any split holds."""
+    raw = config.model_dump(mode="json")
+    raw["source"]["subset"] = {"per_class": SPARE + int(rows["train"].counts(10).max())}
+    more = splits(parse_config(raw), run)
+    taken = {image.numpy().tobytes() for split in rows.values() for image in split.images}
+    every = more["train"].joined(more["val"])
+    free = [i for i, image in enumerate(every.images) if image.numpy().tobytes() not in taken]
+    return every.take(torch.tensor(free))
+
+
+def replicate(config: Config, number: int, run: Store, steps: int | None) -> Replicate:
+    """Prepares, trains generator and filter where that isn't done, and lays the data out."""
+    rows = splits(config, run)
+    channels, classes = int(rows["train"].images.shape[1]), tuple(str(c) for c in range(10))
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
-    schedule = Schedule.for_data(len(rows["train"]), snapshot.channels, steps)
-    bench = Bench(rows["train"], rows["val"], rows["test"], rows["val"], snapshot.classes, augment, schedule)
-    generate = load_gan(generator(config, bench, run))
-    model = filter_model(filter_network(bench, run, derive(config.seed, "filter")), bench)
+    schedule = Schedule.for_data(len(rows["train"]), channels, steps)
+    bench = Bench(rows["train"], rows["val"], rows["test"], spare(config, rows, run.child("spare")), classes, augment, schedule)
+    data = generator(config, bench, run)
+    generate = load_gan(data)
+    model = screen(filter_network(bench, run, derive(config.seed, "filter")), bench, discriminator_of(data))
     return Replicate(number, derive(config.seed, "lift"), bench,
                      lambda labels, latents: torch.from_numpy(generate(labels, latents)), model)
 
@@ -105,13 +133,27 @@ def filter_network(bench: Bench, run: Store, seed: int) -> Classifier:
     return net
 
 
+class Lines(NullProgress):
+    """A line every minute."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def update(self, done: float, total: float | None = None, **facts: Any) -> None:
+        """Trials done of all."""
+        if time.monotonic() - self._told > 60:
+            self._told = time.monotonic()
+            print(f"  {done:.0f} of {total or 0:.0f} classifiers", flush=True)
+
+
 def show(figure: LiftFigure, seconds: float) -> None:
     """The table and the verdict."""
-    print(f"\n{'arm':4} {'ratio':>5} {'filter':10} {'val':>7} {'test':>7}   difference (95 %), p")
+    print(f"\n{'arm':8} {'ratio':>5} {'filter':10} {'mix':9} {'val':>7} {'test':>7}   difference (95 %), p")
     for line in sorted(summary(figure), key=lambda line: (line["arm"], line["filter"], line["ratio"])):
+        mix = f"{line['weight']:g}, {line['real_only_tail']:g}"
         difference = (f"{line['difference']:+.2f} ({line['low']:+.2f} … {line['high']:+.2f}), {line['p']:.3f}"
                       if "difference" in line else "baseline")
-        print(f"{line['arm']:4} {line['ratio']:5g} {line['filter']:10} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
+        print(f"{line['arm']:8} {line['ratio']:5g} {line['filter']:10} {mix:9} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
     print(f"\n{figure.sentence}")
     if figure.seeds:
         errors = [100 - sum(values) / len(values) for values in (figure.baseline, figure.synthetic)]
@@ -119,27 +161,42 @@ def show(figure: LiftFigure, seconds: float) -> None:
               f"{len(figure.seeds)} seeds of split, generator and classifier; {seconds:.0f} s in this call.")
 
 
+def show_all(folder: Path) -> None:
+    """A line for each setting that is done."""
+    found = {file.parent.name: json.loads(file.read_text()) for file in sorted(folder.glob("*/figure.json"))}
+    judged = {name: content for name, content in found.items() if content["seeds"]}
+    p = {name: sign_flip_p([b - a for a, b in zip(c["baseline"], c["synthetic"])]) for name, c in judged.items()}
+    for name, adjusted in holm(p).items():
+        print(f"{name}: Holm-adjusted p {adjusted:.3g}. {found[name]['sentence']} [{found[name]['machine']}]")
+    for name in sorted(found.keys() - judged.keys()):
+        print(f"{name}: {found[name]['sentence']}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=SETTINGS)
+    parser.add_argument("setting", choices=[*SETTINGS, "summary"])
     parser.add_argument("--data", help="URL of the source, but for digits")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--kimg", type=float, help="generator's budget, thousands of images")
     parser.add_argument("--minutes", type=float, help="or in minutes")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 2.0])
     parser.add_argument("--steps", type=int, help="of every classifier; by data size")
     parser.add_argument("--workers", type=int, help="trials at a time; one a CPU")
     parser.add_argument("--folder", type=Path, default=Path("lift-settings"))
     args = parser.parse_args()
+    if args.setting == "summary":
+        show_all(args.folder)
+        return
     budget = {"minutes": args.minutes} if args.minutes else {"kimg": args.kimg or 100.0}
     print(machine())
     began = time.perf_counter()
     store = Store(str(args.folder / f"{args.setting}-{'-'.join(f'{k}{v:g}' for k, v in budget.items())}"))
     make = functools.partial(setting, args.setting, data=args.data, budget=budget)
     replicates = [replicate(make(seed), seed, store.child(f"s{seed}"), args.steps) for seed in range(args.seeds)]
+    print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
     config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms="all")
     book = RowBook(store, inputs=f"{args.setting} {budget} {args.steps}")
-    figure = compare(config, replicates, NullProgress(), book, args.workers)
+    figure = compare(config, replicates, Lines(), book, args.workers)
     show(figure, time.perf_counter() - began)
     store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
 

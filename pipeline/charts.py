@@ -189,7 +189,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[float]]], *, label: str, x_labe
         return Markup("")
     extremes = [0.0, *(v for _, values, bounds in drawn for v in (*values, *bounds))]
     width, row, top = 460, 26, 16
-    left = 14 + min(150.0, GLYPH * 1.05 * max(len(_short(name)) for name, _, _ in drawn))
+    left = 14 + min(230.0, GLYPH * 0.9 * max(len(_short(name, 42)) for name, _, _ in drawn))
     height = top + row * len(drawn) + 48
     air = 0.1 * ((max(extremes) - min(extremes)) or 1.0)
     low, high = min(extremes) - air, max(extremes) + air
@@ -198,11 +198,48 @@ def intervals(rows: Sequence[tuple[str, Sequence[float]]], *, label: str, x_labe
              _line("zero", frame.x(0), 10, frame.x(0), frame.bottom)]
     for i, (name, values, bounds) in enumerate(drawn):
         y, mean = top + row * (i + 0.5), sum(values) / len(values)
-        parts.append(_text("name", left - 10, y + 4, _short(name), "end"))
+        parts.append(_text("name", left - 10, y + 4, _short(name, 42), "end"))
         if bounds:
             parts.append(_line("interval", frame.x(bounds[0]), y, frame.x(bounds[1]), y))
         parts += [_dot("full s2 dim", frame.x(v), y, 3, f"{name}: {v:+.2f}") for v in values]
         parts.append(_dot("full s1", frame.x(mean), y, 5, f"{name}, mean: {mean:+.2f}"))
+    return _svg(width, height, label, parts)
+
+
+def against(
+    series: Sequence[tuple[str, Sequence[tuple[float, Sequence[float]]]]], *, label: str, x_label: str, y_label: str,
+    width: int = 460, height: int = 250,
+) -> Markup:
+    """For each series the mean of the values at each x, joined by a line, with the mean's 95 % interval upright, against zero.
+
+    Args:
+        series: (name, [(x, values), …]); the first is drawn in the accent colour.
+
+    Returns:
+        The SVG; an empty string where no series has two places.
+    """
+    drawn = [(name, [(x, sum(v) / len(v), _t_interval(v)) for x, v in sorted(places) if v]) for name, places in series]
+    drawn = [(name, places) for name, places in drawn if len(places) > 1]
+    if not drawn:
+        return Markup("")
+    heights = [0.0, *(v for _, places in drawn for _, mean, bounds in places for v in (mean, *bounds))]
+    widths = [x for _, places in drawn for x, _, _ in places]
+    low, high = _padded(min(heights), max(heights))
+    marks = ticks(low, high)
+    left = 26 + GLYPH * max(len(number(m)) for m in marks)
+    span = max(widths) - min(widths)
+    frame = _Frame(width, height, left, False, min(widths) - 0.06 * span, max(widths) + 0.06 * span, low, high)
+    parts = [frame.y_axis(marks, y_label), frame.x_axis(sorted(set(widths)), x_label),
+             _line("zero", frame.left, frame.y(0), frame.right, frame.y(0))]
+    for i, (name, places) in reversed(list(enumerate(drawn))):
+        kind, aside = f"s{1 + i}" if i < 2 else "faint", (i - (len(drawn) - 1) / 2) * 3.0
+        at = [(frame.x(x) + aside, frame.y(mean)) for x, mean, _ in places]
+        line = Markup('<polyline class="line thin {}" points="{}"><title>{}</title></polyline>')
+        parts.append(line.format(kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in at), name))
+        for (x, y), (ratio, mean, bounds) in zip(at, places):
+            if bounds:
+                parts.append(_line(f"line thin {kind}", x, frame.y(bounds[0]), x, frame.y(bounds[1])))
+            parts.append(_dot(f"full {kind}", x, y, 4, f"{name}, {ratio:g}: {mean:+.2f}"))
     return _svg(width, height, label, parts)
 
 

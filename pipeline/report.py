@@ -4,8 +4,6 @@ Facts in (`ReportInputs`), text out. The page's words are in `templates/report.h
 `templates/report.css`; everything that comes from data (class names, file names, sentences) is escaped.
 """
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,6 @@ from pipeline.config import Config
 from pipeline.figures import (
     decimal,
     figures,
-    lift_interval,
     lift_reference,
     lift_sentence,
     lift_value,
@@ -33,8 +30,9 @@ from pipeline.figures import (
     points,
     rarest_and_most_frequent,
 )
-from pipeline.grids import tile_grid
-from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot, Verdict
+from pipeline.lift_section import Sieved, lift_section, number
+from pipeline.pictures import MAX_IMAGE_PX, MAX_LINE_PX, Picture, Strip, cut, per_line, picture, strip
+from pipeline.records import Checkpoint, Scorecard, Snapshot, Verdict
 from pipeline.redaction import public_config, public_url
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -42,9 +40,6 @@ MAX_GRID_BYTES = 1_200_000                           # of PNG; base64 adds a thi
 MAX_PROGRESS_BYTES = 500_000
 MAX_NEAREST_BYTES = 250_000
 PROGRESS_GRIDS = 6
-MAX_LINE_PX = 340                                    # what a line of images gets on a wide page
-MAX_IMAGE_PX = 96                                    # larger images are shrunk: a strip shows them smaller yet
-SAME_PP = 0.01                                       # figures this close are the baseline's own, rounded
 SHOWN_EACH = 10                                      # of more classes than twice that: the rarest and the most frequent
 
 
@@ -69,6 +64,7 @@ class ReportInputs:
     timings: Mapping[str, float] = field(default_factory=dict)     # stage → seconds
     software: Mapping[str, str] = field(default_factory=dict)      # name → version
     rejects: Mapping[str, int] = field(default_factory=dict)       # reason → redrawn rows
+    sieved: Sequence[Sieved] = ()                  # what the filter keeps and throws away, a few classes
 
 
 def render_report(inputs: ReportInputs) -> str:
@@ -80,7 +76,7 @@ def render_report(inputs: ReportInputs) -> str:
         headline=_headline(i), tiles=_tiles(i), loading=_loading(i),
         made=_made(i), shown=shown, folded=folded, grids=_grids(i, shown, folded),
         scores=figures(i.scorecard, i.config.gate, i.snapshot), per_class=_per_class(i),
-        lift=_lift(i, i.scorecard.lift), curves=_curves(i), progress=_progress(i.progress_grids),
+        lift=lift_section(i.config, i.snapshot, i.scorecard.lift, i.sieved), curves=_curves(i), progress=_progress(i.progress_grids),
         nearest=_nearest(i.nearest_pairs), timings=_timings(i.timings),
         settings=yaml.safe_dump(public_config(i.config), sort_keys=False, allow_unicode=True, width=100),
         source_url=public_url(i.snapshot.source_url),
@@ -206,19 +202,6 @@ def _per_class(i: ReportInputs) -> dict[str, PerClass]:
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Images of one class in one or two lines; `width` in percent of a full line, so that all show one scale."""
-
-    png: bytes
-    width: float
-
-    @property
-    def uri(self) -> str:
-        """For `<img src>`."""
-        return _data_uri(self.png)
-
-
-@dataclass(frozen=True)
 class Strips:
     """One class in the grid section; None where there is no image."""
 
@@ -258,48 +241,14 @@ def _grids(i: ReportInputs, shown: Sequence[str], folded: Sequence[str]) -> Grid
             break
         back.append(row)
     shows = any(row.bytes for row in front)
-    width = _per_line(columns, i.snapshot.resolution) * (min(i.snapshot.resolution, MAX_IMAGE_PX) + 1)
+    width = per_line(columns, i.snapshot.resolution) * (min(i.snapshot.resolution, MAX_IMAGE_PX) + 1)
     return Grids(tuple(front) if shows else (), tuple(back), len(folded) - len(back), width <= MAX_LINE_PX)
 
 
 def _strips(i: ReportInputs, name: str, columns: int) -> Strips:
     label = i.snapshot.classes.index(name)
-    return Strips(name, *(_strip(grid[label][:columns] if label < len(grid) else (), columns)
+    return Strips(name, *(strip(grid[label][:columns] if label < len(grid) else (), columns)
                           for grid in (i.real_grid, i.fake_grid)))
-
-
-def _strip(images: Sequence[np.ndarray] | np.ndarray, columns: int) -> Strip | None:
-    if not len(images):
-        return None
-    pixels = _shrunk(np.asarray(images))
-    cell = pixels.shape[3] + 1
-    line = _per_line(columns, pixels.shape[3])
-    share = (min(len(pixels), line) * cell + 1) / (line * cell + 1)
-    return Strip(tile_grid(pixels, line, pad=1, transparent=True), round(100 * share, 2))
-
-
-def _per_line(columns: int, resolution: int) -> int:
-    """Two lines where one would show the images smaller than they are."""
-    return columns if columns * (resolution + 1) <= MAX_LINE_PX else -(-columns // 2)
-
-
-def _shrunk(images: np.ndarray) -> np.ndarray:
-    """uint8 (n, C, H, W) brought to `MAX_IMAGE_PX` or less by means over whole blocks of pixels."""
-    n, channels, height, width = images.shape
-    factor = next((f for f in range(1, height + 1) if height % f == 0 and height // f <= MAX_IMAGE_PX), 1)
-    if factor == 1 or width % factor:
-        return images
-    blocks = images.reshape(n, channels, height // factor, factor, width // factor, factor)
-    return blocks.mean((3, 5)).round().astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture with what stands under it."""
-
-    uri: str
-    caption: str
-    pixelated: bool                                  # enlarged on the page: keep the pixels' edges, else smooth them
 
 
 def _progress(grids: Sequence[tuple[float, bytes]]) -> tuple[Picture, ...]:
@@ -308,122 +257,14 @@ def _progress(grids: Sequence[tuple[float, bytes]]) -> tuple[Picture, ...]:
     for count in range(min(PROGRESS_GRIDS, len(grids)), 0, -1):
         last = len(grids) - 1
         chosen = [grids[round(n * last / (count - 1))] for n in range(count)] if count > 1 else [grids[last]]
-        pictures = [(kimg, _cut(png, MAX_PROGRESS_BYTES // 2 if count <= 2 else None)) for kimg, png in chosen]
+        pictures = [(kimg, cut(png, MAX_PROGRESS_BYTES // 2 if count <= 2 else None)) for kimg, png in chosen]
         if count <= 2 or sum(len(png) for _, png in pictures) <= MAX_PROGRESS_BYTES:
-            return tuple(_picture(png, f"{kimg:,.4g} kimg", shown_px=MAX_LINE_PX) for kimg, png in pictures)
+            return tuple(picture(png, f"{kimg:,.4g} kimg", shown_px=MAX_LINE_PX) for kimg, png in pictures)
     return ()
 
 
 def _nearest(png: bytes | None) -> Picture | None:
-    return _picture(_cut(png, MAX_NEAREST_BYTES), "", shown_px=2 * MAX_LINE_PX) if png else None
-
-
-def _cut(png: bytes, max_bytes: int | None) -> bytes:
-    """`png`, its lower part left away where it is much higher than wide or larger than `max_bytes`."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png)) as image:
-        width, height = image.size
-        keep = min(height, 2 * width)
-        if max_bytes is not None and len(png) > max_bytes:
-            keep = max(1, min(keep, int(height * 0.9 * max_bytes / len(png))))
-        if keep == height:
-            return png
-        out = io.BytesIO()
-        image.crop((0, 0, width, keep)).save(out, "PNG", compress_level=9)
-    return out.getvalue()
-
-
-def _picture(png: bytes, caption: str, shown_px: int) -> Picture:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png)) as image:
-        return Picture(_data_uri(png), caption, pixelated=image.width <= shown_px)
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-# ---- lift ----
-
-
-@dataclass(frozen=True)
-class Lift:
-    """The lift section, ready to be laid out."""
-
-    word: str
-    sentence: str
-    seeds: tuple[tuple[int, str, str, str], ...]     # seed, baseline, + synthetic, difference
-    mean: tuple[str, str, str]
-    interval: str
-    chosen: str
-    plot: Markup
-    arms: Markup
-    recalls: Markup
-    recalls_shown: str
-    columns: tuple[str, ...]                         # of the table of every trained classifier
-    rows: tuple[tuple[str, ...], ...]
-
-
-def _lift(i: ReportInputs, lift: LiftFigure | None) -> Lift | None:
-    if lift is None:
-        return None
-    pairs = list(zip(lift.seeds, lift.baseline, lift.synthetic))
-    before, after = lift.recall_baseline, lift.recall_synthetic
-    changes = [(name, before.get(name, math.nan), after.get(name, math.nan)) for name in i.snapshot.classes]
-    most = sorted(changes, key=lambda c: -abs(c[2] - c[1]) if math.isfinite(c[2] - c[1]) else 0.0)[: 2 * SHOWN_EACH]
-    kept = [c for c in changes if c in most]
-    columns = tuple(dict.fromkeys(str(key) for row in lift.rows for key in row))
-    return Lift(
-        word=lift_word(lift) or "", sentence=lift_sentence(lift),
-        seeds=tuple((seed, decimal(b), decimal(s), points(s - b)) for seed, b, s in pairs),
-        mean=(decimal(_mean(lift.baseline)), decimal(_mean(lift.synthetic)), points(lift.lift_pp)),
-        interval=lift_reference(lift),
-        chosen=f"{lift.chosen_ratio:g} synthetic rows per real row were" if lift.chosen_ratio else "none at all was",
-        plot=charts.differences(
-            [(f"seed {seed}", s - b) for seed, b, s in pairs], lift.lift_pp if pairs else math.nan,
-            lift_interval(lift) or (math.nan, math.nan),
-            label="Difference of balanced accuracy per seed with the 95 % interval of the mean",
-            x_label="balanced accuracy with synthetic minus without, points", threshold=i.config.gate.min_lift_pp,
-        ),
-        arms=charts.intervals(
-            _arms(lift), label="Each arm against the baseline",
-            x_label="balanced accuracy minus the baseline's, points",
-        ),
-        recalls=charts.dumbbells(
-            kept, label="Recall per class without and with synthetic images", x_label="recall on the test split",
-            before="without", after="with synthetic",
-        ),
-        recalls_shown=f"the {len(kept)} classes that changed most" if len(kept) < len(changes) else "",
-        columns=columns, rows=tuple(tuple(_cell(row.get(key)) for key in columns) for row in lift.rows),
-    )
-
-
-def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
-    """(arm, difference to the baseline per seed) of every arm but the baseline, from the table of all classifiers."""
-    by_arm: dict[tuple[str, float], dict[Any, float]] = {}
-    for row in lift.rows:
-        test = _number(row.get("test"))
-        if math.isfinite(test):
-            by_arm.setdefault((str(row.get("arm")), _number(row.get("ratio"))), {})[row.get("seed")] = test
-    baseline = dict(zip(lift.seeds, lift.baseline))
-    found = []
-    for (arm, ratio), tests in by_arm.items():
-        differences = [tests[seed] - value for seed, value in baseline.items() if seed in tests]
-        if differences and max(map(abs, differences)) > SAME_PP:
-            found.append((f"{arm}, {ratio:g} per real" if ratio > 0 else arm, differences))
-    return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "n/a"
-    return "" if value is None else str(value)
+    return picture(cut(png, MAX_NEAREST_BYTES), "", shown_px=2 * MAX_LINE_PX) if png else None
 
 
 # ---- curves ----
@@ -440,11 +281,11 @@ class Curve:
 
 
 def _curves(i: ReportInputs) -> tuple[Curve, ...]:
-    rows = [row for row in i.metrics if math.isfinite(_number(row.get("kimg")))]
-    kimg = [_number(row["kimg"]) for row in rows]
+    rows = [row for row in i.metrics if math.isfinite(number(row.get("kimg")))]
+    kimg = [number(row["kimg"]) for row in rows]
 
     def series(key: str, name: str, kind: str) -> charts.Series:
-        told = [(k, _number(row[key])) for k, row in zip(kimg, rows) if key in row]   # other lines tell other things
+        told = [(k, number(row[key])) for k, row in zip(kimg, rows) if key in row]   # other lines tell other things
         return charts.Series(name, [k for k, _ in told], [v for _, v in told], kind, band=True)
 
     def curve(title: str, keys: dict[str, str], y_label: str, note: str = "", **options: Any) -> Curve:
@@ -470,7 +311,7 @@ def _diversity_curve(i: ReportInputs, rows: Sequence[Mapping[str, Any]], kimg: S
     """All classes faintly, the one that ends lowest strongly."""
     measured = [(k, per_class) for k, row in zip(kimg, rows) if (per_class := _diversities(i, row))]
     names = list(dict.fromkeys(name for _, per_class in measured for name in per_class))
-    lines = {name: [_number(per_class.get(name)) for _, per_class in measured] for name in names}
+    lines = {name: [number(per_class.get(name)) for _, per_class in measured] for name in names}
     last = {name: next((v for v in reversed(values) if math.isfinite(v)), math.nan) for name, values in lines.items()}
     ranked = sorted((name for name in names if math.isfinite(last[name])), key=lambda name: last[name])
     if not ranked:
@@ -496,11 +337,6 @@ def _diversities(i: ReportInputs, row: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     names = {str(label): name for label, name in enumerate(i.snapshot.classes)}
     return {names.get(str(label), str(label)): value for label, value in per_class.items()}
-
-
-def _number(value: Any) -> float:
-    """A float, NaN for whatever is none."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 # ---- time ----

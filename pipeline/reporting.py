@@ -11,13 +11,18 @@ import numpy as np
 from pipeline import keys
 from pipeline.config import Config
 from pipeline.errors import MissingObject
+from pipeline.filtering import Filter, load_filter, put_reference
+from pipeline.lift_section import Sieved, sieve_of
+from pipeline.mint import load_gan
 from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict
 from pipeline.report import ReportInputs, render_report
 from pipeline.runs import SOFTWARE_VERSION, code_digest
+from pipeline.seeds import row_seeds
 from pipeline.store import Store
 
 COLUMNS = 12
 MAX_PROGRESS_GRIDS = 6
+SIEVED_CLASSES, SIEVED_DRAWS = 6, 64                 # that the filter's work is shown on
 
 
 def make_report(
@@ -34,7 +39,7 @@ def make_report(
         run_id=run_id, version=version, created=created or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         metrics=load_metrics(run), real_grid=real, fake_grid=fake, progress_grids=_progress_grids(run),
         nearest_pairs=_optional(run, scorecard.nearest_pairs_key), timings=dict(timings or {}), software=software(),
-        rejects=total_rejects(receipts),
+        rejects=total_rejects(receipts), sieved=sieved(config, snapshot, checkpoint, scorecard, run),
     )
     return render_report(inputs).encode()
 
@@ -52,7 +57,6 @@ def real_beside_generated(
     from gan.checkpoint import load_generator
     from gan.sampling import generate
     from pipeline.prepare import load_split
-    from pipeline.seeds import row_seeds
 
     train = load_split(run, "train")
     generator = load_generator(run.get(checkpoint.key)).net
@@ -65,6 +69,29 @@ def real_beside_generated(
         empty = np.zeros((0, snapshot.channels, snapshot.resolution, snapshot.resolution), np.uint8)
         fake.append(generate(generator, labels, row_seeds(config.seed, label, 0, count)).numpy() if count else empty)
     return real, fake
+
+
+def sieved(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, run: Store) -> list[Sieved]:
+    """What the filter does with the first draws of the scarcest classes, the very rows that sampling begins with.
+
+    Empty where nothing filters.
+    """
+    wanted = Filter(**sieve_of(config, scorecard.lift))
+    train = snapshot.rows_per_class["train"]
+    scarcest = sorted((name for name in snapshot.classes if train.get(name)), key=lambda name: train[name])[:SIEVED_CLASSES]
+    if not wanted.asked or not run.exists(keys.FILTER):
+        return []
+    put_reference(run, checkpoint, len(snapshot.classes))
+    judge, draw = load_filter(run, wanted, checkpoint).judge, load_gan(run.get(checkpoint.key))
+    found = []
+    for name in sorted(scarcest, key=snapshot.classes.index):
+        label = snapshot.classes.index(name)
+        labels = np.full(SIEVED_DRAWS, label, np.int64)
+        images = draw(labels, row_seeds(config.seed, label, 0, SIEVED_DRAWS))
+        reasons = np.array(judge(images, labels)[1])
+        counts = {reason: int((reasons == reason).sum()) for reason in sorted(set(reasons.tolist()) - {""})}
+        found.append(Sieved(name, SIEVED_DRAWS, images[reasons == ""], images[reasons != ""], counts))
+    return found
 
 
 def software() -> dict[str, str]:

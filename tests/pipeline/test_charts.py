@@ -13,6 +13,7 @@ from pipeline.charts import (
     Reference,
     Series,
     _t_interval,
+    against,
     decades,
     differences,
     dumbbells,
@@ -136,3 +137,15 @@ def test_the_interval_lies_where_it_should():
     assert zero < low == threshold < first < second < high
     assert (first - zero) * 2 == pytest.approx(second - zero, abs=0.3)
     assert "+1" in texts(svg, "tick")
+
+
+def test_the_ratio_chart_has_a_line_a_series_and_an_interval_a_place():
+    rows = [("G3", [(2.0, [0.1, 0.3]), (0.5, [1.0, 1.2, 0.8])]), ("G1 <b>", [(0.5, [0.2]), (1.0, [0.4])]), ("alone", [(1.0, [1.0])])]
+    svg = str(against(rows, label="", x_label="ratio", y_label="points"))
+    ET.fromstring(svg)
+    assert svg.count("<polyline") == 2 and svg.count("<circle") == 4      # a series of one place has no line
+    assert svg.count('<line class="line thin') == 2                       # a single value has no interval
+    assert "<b>" not in svg and "G3, 0.5: +1.00" in svg
+    xs = [float(x) for x in re.findall(r'<circle class="full s1" cx="([\d.]+)"', svg)]
+    assert xs == sorted(xs)
+    assert str(against([("x", [(1.0, [1.0])])], label="", x_label="", y_label="")) == ""

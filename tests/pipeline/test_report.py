@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from published import HOSTILE, config, lift, metrics, report_inputs, scorecard
 
+from pipeline import lift_section, pictures
 from pipeline import report as room
 from pipeline.grids import tile_grid
-from pipeline.records import Verdict
+from pipeline.records import LiftFigure, Verdict
 from pipeline.redaction import public_config, public_url
 from pipeline.report import render_report
 
@@ -142,11 +143,11 @@ def test_class_table_counts_and_bars():
 
 def test_pictures_are_the_images_pixel_for_pixel():
     inputs = report_inputs()
-    strip = room._strip(inputs.real_grid[3], 8)
+    strip = pictures.strip(inputs.real_grid[3], 8)
     pixels = np.array(Image.open(io.BytesIO(strip.png)))
     np.testing.assert_array_equal(pixels[1:33, 34:66, 0], inputs.real_grid[3][1, 0])
-    assert strip.width == 100 and room._strip(inputs.real_grid[3][:4], 8).width == pytest.approx(50, abs=0.5)
-    assert room._strip((), 8) is None
+    assert strip.width == 100 and pictures.strip(inputs.real_grid[3][:4], 8).width == pytest.approx(50, abs=0.5)
+    assert pictures.strip((), 8) is None
 
 
 def test_a_class_without_images_has_an_empty_row():
@@ -159,10 +160,10 @@ def test_a_class_without_images_has_an_empty_row():
 
 def test_large_images_are_shrunk_by_means():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 256, 256), np.uint8)
-    small = room._shrunk(images)
+    small = pictures.shrunk(images)
     assert small.shape == (2, 3, 64, 64)
     assert abs(small.astype(float) - images.reshape(2, 3, 64, 4, 64, 4).mean((3, 5))).max() <= 0.5
-    assert room._shrunk(images[:, :, :32, :32]).shape[-1] == 32
+    assert pictures.shrunk(images[:, :, :32, :32]).shape[-1] == 32
 
 
 def test_progress_is_thinned_from_first_to_last():
@@ -217,9 +218,52 @@ def test_lift_section_shows_seeds_interval_and_every_classifier():
 
 def test_arms_are_compared_with_the_baseline_of_their_own_seed():
     figure = lift(DIGITS, 1.3)
-    arms = dict(room._arms(figure))
+    arms = dict(lift_section._arms(figure))
     assert set(arms) == {"synthetic, 0.5 per real", "synthetic, 1 per real"}, "the baseline itself is not an arm"
     assert arms["synthetic, 1 per real"] == pytest.approx([s - b for s, b in zip(figure.synthetic, figure.baseline)])
+
+
+def of_all_arms() -> LiftFigure:
+    """A figure of the whole laboratory: two filters, two ratios, controls."""
+    rng = np.random.default_rng(0)
+    ways = [("A2", 0.0, "none", 1.0, 0.0), ("A3", 0.0, "none", 1.0, 0.0), ("N2", 0.5, "none", 1.0, 0.0), ("O1", 0.5, "none", 1.0, 0.0)]
+    ways += [("G3", ratio, kept, 1.0, 0.0) for kept in ("none", "p0.5d0.95") for ratio in (0.5, 1.0)]
+    ways += [("G3", 0.5, "p0.5d0.95", 0.5, 0.25)]
+    rows = tuple({"arm": arm, "ratio": ratio, "filter": kept, "weight": weight, "real_only_tail": tail, "seed": seed, "val": 90.0,
+                  "test": 91.0 + (arm == "G3") * ratio * 2 + float(rng.normal(0, 0.3))}
+                 for arm, ratio, kept, weight, tail in ways for seed in range(5))
+    figure = lift(DIGITS, 1.3)
+    return dataclasses.replace(figure, rows=rows, arms=("A2", "G3"), baseline=tuple(r["test"] for r in rows[:5]),
+                               mix={"filter": {"min_confidence": 0.5, "max_centroid_distance": 0.95}})
+
+
+def sieved(kept: int = 40) -> lift_section.Sieved:
+    """What a filter did with 64 images of one class."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 1, 32, 32), np.uint8)
+    return lift_section.Sieved("9", 64, images[:kept], images[kept:], {"confidence": 60 - kept, "copy": 4} if kept < 64 else {})
+
+
+def test_every_mix_has_an_interval_of_its_own_and_lift_is_drawn_against_the_ratio() -> None:
+    figure = of_all_arms()
+    names = [name for name, _ in lift_section._arms(figure)]
+    assert {"G3, 0.5 per real", "G3, 0.5 per real, p0.5d0.95", "G3, 0.5 per real, p0.5d0.95, w0.5, t0.25"} < set(names)
+    assert all(len(values) == 5 for _, values in lift_section._arms(figure))
+    drawn = lift_section._by_ratio(figure)
+    assert [(name, [ratio for ratio, _ in places]) for name, places in drawn] == [
+        ("G3", [0.5, 1.0]), ("G3, p0.5d0.95", [0.5, 1.0])]
+    found = page(scorecard=scorecard(DIGITS, figure))
+    assert "Lift against the mixing ratio" in found.text and "in 2 ways without synthetic images and 5 with them" in found.text
+    assert "A2 and G3" in found.text
+
+
+def test_the_filters_work_is_shown() -> None:
+    found = page(scorecard=scorecard(DIGITS, of_all_arms()), sieved=[sieved(), dataclasses.replace(sieved(64), name="1")])
+    assert "What the filter keeps and throws away" in found.text
+    assert "40 of 64 kept" in found.text and "confidence 20, copy 4" in found.text and "none thrown away" in found.text
+    assert "min confidence 0.5, max centroid distance 0.95" in found.text
+    assert "What the filter keeps" not in page().text
+    asked = config(sample={"filter": {"min_confidence": 0.9, "min_discriminator": 0.0}})
+    assert lift_section.sieve_of(asked, of_all_arms()) == {"min_confidence": 0.9}     # what is published goes first
 
 
 def test_one_seed_has_no_interval_and_none_has_no_figure():
