@@ -162,11 +162,13 @@ class Mint:
         if self._filter is None:
             return images, latents, {}, {}
         rejects: Counter[str] = Counter()
+        by_class: Counter[tuple[int, str]] = Counter()
         draws, again = Counter(labels.tolist()), np.arange(len(labels))
         scores, reasons = _judged(self._filter, images, labels)
         for attempt in range(1, MAX_DRAWS + 1):
-            again = again[[bool(reason) for reason in reasons]]
             rejects.update(reason for reason in reasons if reason)
+            by_class.update((label, reason) for label, reason in zip(labels[again].tolist(), reasons) if reason)
+            again = again[[bool(reason) for reason in reasons]]
             if not len(again):
                 return images, latents, scores, dict(sorted(rejects.items()))
             if attempt == MAX_DRAWS:
@@ -177,14 +179,15 @@ class Mint:
             new, reasons = _judged(self._filter, images[again], labels[again])
             for name, values in new.items():
                 scores[name][again] = values
-        raise SamplingFailed(self._given_up(labels, again, draws))
+        raise SamplingFailed(self._given_up(labels, again, draws, by_class))
 
-    def _given_up(self, labels: np.ndarray, left: np.ndarray, draws: Counter[int]) -> str:
+    def _given_up(self, labels: np.ndarray, left: np.ndarray, draws: Counter[int], rejects: Counter[tuple[int, str]]) -> str:
         worst, missing = Counter(labels[left].tolist()).most_common(1)[0]
         kept = int((labels == worst).sum()) - missing
+        reasons = ", ".join(f"{reason} {count}" for (label, reason), count in rejects.most_common() if label == worst)
         return (f"class {self._job.classes[worst]!r}: the filter kept {kept} of {draws[worst]} draws "
-                f"({100 * kept / draws[worst]:.1f} %), {missing} rows failed {MAX_DRAWS} times; lower sample.filter "
-                "or train longer")
+                f"({100 * kept / draws[worst]:.1f} %), {missing} rows failed {MAX_DRAWS} times (rejected by: {reasons}); lower "
+                "sample.filter or train longer")
 
     def _put(self, encoded: EncodedShard) -> list[dict[str, Any]]:
         """Puts all objects; key, bytes and sha256 of what lies in the store then."""

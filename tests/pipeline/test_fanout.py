@@ -258,7 +258,8 @@ def test_a_class_that_the_filter_never_keeps_is_named() -> None:
             return {}, ["confidence" if label == 3 else "" for label in labels]
 
     run = small_run(memory(), filter={"min_confidence": 0.5})
-    with pytest.raises(SamplingFailed, match=r"class 'dog': the filter kept 0 of 100 draws \(0\.0 %\), 2 rows failed"):
+    with pytest.raises(SamplingFailed, match=r"class 'dog': the filter kept 0 of 100 draws \(0\.0 %\), 2 rows failed 50 times "
+                                             r"\(rejected by: confidence 100\)"):
         run.sample(load_filter=lambda folder: Never())
 
 

@@ -1,10 +1,14 @@
 """The filter: each score sees what it is for, thresholds come from val, and nothing that saw held-out rows may judge."""
 
 import dataclasses
+import io
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import save
@@ -18,10 +22,11 @@ from gan.recipe import Recipe
 from pipeline import keys
 from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError, Leakage, SamplingFailed
-from pipeline.filtering import NO_FILTER, Filter, Screen, filter_loader, score_columns
+from pipeline.filtering import NO_FILTER, Filter, Screen, filter_loader, open_screen, score_columns
 from pipeline.leakage import rows_digest
 from pipeline.lift import screen
-from pipeline.records import Checkpoint
+from pipeline.mint import Mint, MintJob
+from pipeline.records import Checkpoint, Receipt, ShardPart, ShardSpec
 from pipeline.store import Store
 
 torch.set_num_threads(1)
@@ -149,6 +154,54 @@ def test_a_worker_loads_what_the_driver_fitted_and_rows_carry_every_score(run: A
     assert filter_loader(config(min_confidence=0.0), folder, trained, 3) is None
     assert score_columns(config(), "mlp") == ()
     assert score_columns(asked, "vae") == ("confidence", "centroid_distance", "nearest_distance")
+
+
+@pytest.mark.parametrize("format_name", ["parquet", "png", "webdataset"])
+def test_a_shard_is_the_same_whoever_makes_it_and_its_rows_passed(run: Any, tmp_path: Path, format_name: str) -> None:
+    folder, trained = run
+    asked = config(min_confidence=0.5, max_centroid_distance=0.6)
+    loader = filter_loader(asked, folder, trained, 3)
+    spec = ShardSpec(0, 1, (ShardPart(0, 0, 12), ShardPart(2, 0, 5)))
+    made = []
+    for name in ("one", "two"):
+        other = Store(str(tmp_path / name))
+        for key in (keys.FILTER, keys.FILTER_REFERENCE, CHECKPOINT.key):
+            other.put(key, folder.get(key))
+        job = MintJob(7, ("a", "b", "c"), format_name, trained.key, trained.sha256, other, Store(str(tmp_path / name / "v")),
+                      lambda data: lambda labels, seeds: oracle(labels, seeds).numpy(), loader)
+        made.append((Mint(job).make(spec), job))
+    (first, job), (second, _) = made
+    assert dataclasses.replace(first, seconds=0) == dataclasses.replace(second, seconds=0)
+    assert set(first.rejects) <= {"confidence", "centroid"}
+    assert first.rejects["centroid"] > 2
+    rows = rows_in(job, first, format_name)
+    assert len(rows) == 17
+    limit = open_screen(folder, trained)._quantile("centroid_distance", 0.6)
+    for row in rows:
+        assert row["confidence"] >= 0.5
+        assert row["centroid_distance"] <= limit + 1e-5
+        assert {"nearest_distance", "discriminator", "seed", "uid"} <= set(row)
+
+
+def rows_in(job: MintJob, receipt: Receipt, format_name: str) -> list[dict[str, Any]]:
+    """What a shard says of its rows beside their pixels."""
+    if format_name == "png":
+        return [json.loads(line) for line in job.run.get(receipt.key).splitlines()]
+    data = io.BytesIO(job.version.get(receipt.key))
+    if format_name == "parquet":
+        return pq.read_table(data).to_pylist()
+    with tarfile.open(fileobj=data) as tar:
+        return [json.loads(tar.extractfile(m).read()) for m in tar if m.name.endswith(".json")]  # type: ignore[union-attr]
+
+
+def test_a_class_that_cannot_be_filled_ends_with_its_acceptance_rate(run: Any, tmp_path: Path) -> None:
+    folder, trained = run
+    loader = filter_loader(config(min_confidence=0.9), folder, trained, 3)
+    job = MintJob(7, ("a", "b", "c"), "parquet", trained.key, trained.sha256, folder, Store(str(tmp_path / "v")),
+                  lambda data: lambda labels, seeds: noise(labels, seeds).numpy(), loader)
+    with pytest.raises(SamplingFailed, match=r"class 'a': the filter kept \d of \d+ draws \([\d.]+ %\).*rejected by: confidence"):
+        Mint(job).make(ShardSpec(0, 1, (ShardPart(0, 0, 4),)))
+    assert not folder.list(keys.RECEIPTS)
 
 
 def test_the_reference_is_made_once_and_anew_for_another_classifier(run: Any) -> None:
