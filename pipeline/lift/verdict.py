@@ -43,7 +43,7 @@ def judged(
     differences = [b - a for a, b in zip(before, after)]
     interval = paired_interval(differences)
     recall_before, recall_after = _recall(baseline, bench.classes), _recall(synthetic, bench.classes)
-    obstacle = why_no_win(interval, helps, _greatest_loss(recall_before, recall_after), memorised)
+    obstacle = why_no_win(interval, helps, _greatest_loss(recall_before, recall_after), memorised, _nonsense(every, before))
     chosen = synthetic[0] if helps else baseline[0]
     return LiftFigure(
         seeds=tuple(row["seed"] for row in baseline), chosen_ratio=synthetic[0]["ratio"] if helps else 0.0, ratios=tuple(ratios),
@@ -75,12 +75,14 @@ def recommended(row: Row, bench: Bench) -> dict[str, Any]:
 
 def why_no_win(
     interval: tuple[float, float], helps: bool, loss: tuple[str, float] | None, memorised: float | None,
+    nonsense: float = 0.0,
 ) -> str | None:
     """What stands between the figure and a win; None for a win.
 
     A win needs an interval above zero, that val recommends synthetic images at all (where val can't tell them from none,
     a difference on test alone proves nothing), no class whose recall falls by more than two points, and no more near
-    copies than new images would show by chance.
+    copies than new images would show by chance. Where the same images under shuffled labels (`nonsense`, the lower end
+    of their interval) are a win too, the trial itself is out of order.
     """
     if not interval[0] > 0:
         return "No lift shown"
@@ -88,6 +90,8 @@ def why_no_win(
         return "No lift shown, since validation sees no gain"
     if memorised is not None and not memorised <= MAX_MEMORISED:
         return f"No lift counted, since {100 * memorised:.1f} % of the synthetic images are near copies of training images"
+    if nonsense > 0:
+        return "No lift counted, since the same images under shuffled labels came out better than none too"
     if loss is not None:
         return f"No lift, since the recall of class {loss[0]!r} fell by {100 * loss[1]:.1f} points"
     return None
@@ -165,6 +169,15 @@ def _greatest_loss(before: dict[str, float], after: dict[str, float]) -> tuple[s
     name = max(before, key=lambda c: before[c] - after[c])
     lost = before[name] - after[name]
     return (name, lost) if lost > MAX_RECALL_LOSS else None
+
+
+def _nonsense(every: Sequence[Row], baseline: Sequence[float]) -> float:
+    """Lower end of the interval of what images under shuffled labels (N2) gained over the baseline; 0 where none were tried."""
+    tested = [100 * row["test"]["balanced_accuracy"] for row in sorted((r for r in every if r["arm"] == "N2"), key=lambda r: r["seed"])
+              if "cannot" not in row]
+    if len(tested) != len(baseline) or len(tested) < 2:
+        return 0.0
+    return paired_interval([a - b for a, b in zip(tested, baseline)])[0]
 
 
 def _signed(value: float) -> str:

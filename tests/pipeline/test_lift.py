@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -140,10 +141,13 @@ def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float =
             "test": {**part, "balanced_accuracy": test, "recall": {"0": test, "1": test}}, **more}
 
 
-def figure_of(baseline: list[dict[str, Any]], synthetic: list[dict[str, Any]], memorised: float | None = 0.0) -> Any:
+def figure_of(
+    baseline: list[dict[str, Any]], synthetic: list[dict[str, Any]], memorised: float | None = 0.0,
+    more: Sequence[dict[str, Any]] = (),
+) -> Any:
     """The figure that a trial with these two arms comes to."""
     laboratory = Laboratory([Replicate(0, 0, bench([4, 4]), oracle)], None, NullProgress(), on_threads(1))
-    laboratory.rows = baseline + synthetic
+    laboratory.rows = [*baseline, *synthetic, *more]
     return lift._figure(baseline, best(grouped(synthetic)), laboratory, (0.5, 1.0), 0.0, memorised)
 
 
@@ -186,6 +190,14 @@ def test_a_win_needs_interval_val_every_class_and_no_copies() -> None:
     unseen = figure_of(plain, [row("G3", 0.5, s, 0.80, 0.9) for s in range(6)])
     assert unseen.sentence.startswith("No lift shown, since validation sees no gain")
     assert unseen.sentence.endswith("validation recommends none.")
+    control = [row("N2", 0.5, s, 0.80, 0.815 + s / 1000) for s in range(6)]
+    for r in better:
+        r["test"]["recall"]["1"] = 0.82
+    out_of_order = figure_of(plain, better, more=control)
+    assert not out_of_order.won
+    assert out_of_order.sentence.startswith("No lift counted, since the same images under shuffled labels")
+    harmless = [row("N2", 0.5, s, 0.80, 0.79 + s / 1000) for s in range(6)]
+    assert figure_of(plain, better, more=harmless).won
     one = figure_of(plain[:1], better[:1])
     assert not one.won                                 # one seed has no interval
 
