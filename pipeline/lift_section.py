@@ -108,9 +108,9 @@ def lift_section(config: Config, snapshot: Snapshot, lift: LiftFigure | None, si
 
 
 def sieve_of(config: Config, lift: LiftFigure | None) -> dict[str, float]:
-    """The thresholds whose work the report shows: the published rows', else those that the trial chose; empty for none."""
+    """The thresholds whose work the report shows: the published rows', else those that val prefers; empty for none."""
     published = {key: value for key, value in config.sample.filter.items() if value}
-    return published or dict(lift.mix.get("filter") or {} if lift is not None else {})
+    return published or dict(lift.preferred_filter if lift is not None else {})
 
 
 def _sieved(row: Sieved) -> SievedRow:
@@ -130,7 +130,15 @@ def _story(lift: LiftFigure) -> str:
             f"way{'s' * (without != 1)} without synthetic images and {with_synthesis} with them (ratios {ratios}). The best of each "
             "kind on the validation split, "
             f"{' and '.join(filter(None, lift.arms)) or 'one each'}, are compared on test images that nothing else has seen. By the "
-            f"validation split {chosen} best.")
+            f"validation split {chosen} best." + _advice(lift))
+
+
+def _advice(lift: LiftFigure) -> str:
+    """What else val would have."""
+    if lift.preferred_filter == (lift.mix.get("filter") or {}) or not lift.chosen_ratio:
+        return ""
+    wanted = ", ".join(f"{key}: {value:g}" for key, value in lift.preferred_filter.items())
+    return f" It would rather have rows filtered otherwise: sample.filter: {{{wanted}}}."
 
 
 def _way(row: Mapping[str, Any]) -> tuple[str, ...]:

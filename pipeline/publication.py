@@ -134,7 +134,7 @@ def _tidy(folder: Store, receipts: Iterable[Receipt], attachments: Iterable[str]
             named.append(hash(entry["key"]))
             listed += 1
     folder.sweep(keys.DATA)
-    beside = {keys.MANIFEST, keys.METADATA, keys.CARD, keys.CROISSANT, keys.REPORT, *attachments}
+    beside = {keys.MANIFEST, keys.METADATA, keys.CARD, keys.CROISSANT, keys.REPORT, keys.LIFT_ROWS_PUBLISHED, *attachments}
     if listed + sum(sizes.get(key) is not None for key in beside) == len(sizes):
         return
     referenced = np.sort(np.frombuffer(named, dtype=np.int64))

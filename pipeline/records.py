@@ -121,6 +121,7 @@ class LiftFigure(Record):
     won: bool = False                                # all that a win needs, see `pipeline.lift.verdict`
     arms: tuple[str, ...] = ("", "")                 # names of the two arms compared
     mix: dict[str, Any] = field(default_factory=dict)   # what val recommends, see `pipeline.lift.verdict.recommended`
+    preferred_filter: dict[str, float] = field(default_factory=dict)   # best on val of those tried, whatever is published
 
 
 class Scored(typing.Protocol):

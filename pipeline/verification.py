@@ -168,7 +168,7 @@ def unreferenced(dataset: Store) -> dict[str, list[str]]:
     for content in manifest.history(dataset):
         folder = keys.version(content["version"])
         published.add(content["version"])
-        named = [keys.MANIFEST, keys.CARD, keys.CROISSANT, keys.REPORT, keys.METADATA,
+        named = [keys.MANIFEST, keys.CARD, keys.CROISSANT, keys.REPORT, keys.LIFT_ROWS_PUBLISHED, keys.METADATA,
                  *(part["key"] for part in content.get("parts", ())),
                  *(entry["key"] for entry in manifest.shards(content, dataset.child(folder)))]
         referenced.update(f"{folder}/{key}" for key in named)

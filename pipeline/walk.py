@@ -219,8 +219,9 @@ def _cards(config: Config, snapshot: Snapshot, scorecard: Scorecard, manifest: d
     from pipeline.croissant import croissant
     from pipeline.store import json_bytes
 
-    return {
+    cards = {
         keys.CARD: dataset_card(manifest, scorecard, snapshot, config).encode(),
         keys.CROISSANT: json_bytes(croissant(manifest)),
     }
+    return cards if scorecard.lift is None else cards | {keys.LIFT_ROWS_PUBLISHED: json_bytes(scorecard.lift.to_json())}
 

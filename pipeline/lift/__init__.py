@@ -90,9 +90,10 @@ def compare(
     runner = on_ray if workers is None and cluster_is_larger() else on_threads(workers or local_cpus())
     laboratory = Laboratory(replicates, book, progress, runner)
     quick = config.arms == "quick"
-    course = Course(config, laboratory, tuple(_filters(laboratory, published, quick)), quick)
+    course = Course(config, laboratory, tuple(_filters(laboratory, published or NO_FILTER, quick)), quick, published)
     baseline, synthetic = course.run()
-    return _figure(baseline, synthetic, laboratory, config.ratios, began, memorised)
+    figure = _figure(baseline, synthetic, laboratory, config.ratios, began, memorised)
+    return replace(figure, preferred_filter=course.preferred_filter()) if figure.seeds else figure
 
 
 def _filters(laboratory: Laboratory, published: Filter, quick: bool) -> Iterator[Filter]:
@@ -114,6 +115,7 @@ class Course:
     laboratory: Laboratory
     filters: tuple[Filter, ...]
     quick: bool
+    published: Filter | None                         # what the figure must speak of; None: of whichever val prefers
 
     @property
     def mixes(self) -> list[Mix]:
@@ -154,7 +156,7 @@ class Course:
 
     def _refine(self, with_base: Arm, expected: int) -> None:
         """The best mix so far with lighter synthetic rows, with last steps on real ones alone, and with both."""
-        found = best(group for group in grouped(self.laboratory.rows) if group[0]["arm"] == with_base.name)
+        found = best(group for group in self._synthetic() if group[0]["arm"] == with_base.name)
         if found is None:
             return
         wanted = next(f for f in self.filters if f.name == found[0]["filter"])
@@ -163,7 +165,17 @@ class Course:
         self.laboratory.conduct([(with_base, finer_mix) for finer_mix in finer], expected)
 
     def _best_synthetic(self) -> Sequence[Row] | None:
-        return best(group for group in grouped(self.laboratory.rows) if group[0]["arm"].startswith("G"))
+        return best(self._synthetic())
+
+    def _synthetic(self) -> list[list[Row]]:
+        """The ways with synthesis that the figure may speak of."""
+        return [group for group in grouped(self.laboratory.rows) if group[0]["arm"].startswith("G")
+                and (self.published is None or group[0]["filter"] == self.published.name)]
+
+    def preferred_filter(self) -> dict[str, float]:
+        """Thresholds of the filter that val prefers, whatever will be published."""
+        found = best(group for group in grouped(self.laboratory.rows) if group[0]["arm"].startswith("G"))
+        return dict(found[0]["thresholds"]) if found else {}
 
 
 def _figure(
@@ -176,7 +188,7 @@ def _figure(
     if reason is not None:
         return unjudged(reason, ratios, seconds, rows)
     if synthetic is None:
-        cannot = next((row["cannot"] for row in rows if "cannot" in row), "none was asked for")
+        cannot = next((row["cannot"] for row in reversed(rows) if "cannot" in row), "none was asked for")
         return unjudged(f"no arm with synthetic images could be made: {cannot}", ratios, seconds, rows)
     helps = mean(synthetic, "val", "balanced_accuracy") > mean(baseline, "val", "balanced_accuracy")
     return judged(baseline, synthetic, rows, benches[0], ratios, helps, seconds, memorised)

@@ -282,6 +282,10 @@ def test_rows_are_tried_as_they_will_be_published() -> None:
     config = LiftConfig(seeds=1, ratios=[1.0])
     figure = measure_lift(config, data, oracle, 0, NullProgress(), model=net, published=Filter(min_confidence=0.3), workers=1)
     assert [row["filter"] for row in figure.rows if row["arm"] == "G3"] == ["p0.3"]
+    every = measure_lift(LiftConfig(seeds=1, ratios=[1.0], arms="all"), data, oracle, 0, NullProgress(), model=net, workers=1)
+    assert every.mix["filter"] == {}                   # rows will be published unfiltered, so these alone are judged
+    filters = {row["filter"]: row["val"] for row in every.rows if row["arm"].startswith("G")}
+    assert set(filters) == {"none", "p0.5d0.95"}
     strict = measure_lift(config, data, noise, 0, NullProgress(), model=net, published=Filter(min_confidence=0.99), workers=1)
     assert strict.seeds == ()
     assert "draws passed the filter" in strict.sentence

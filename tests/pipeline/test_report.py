@@ -234,7 +234,7 @@ def of_all_arms() -> LiftFigure:
                  for arm, ratio, kept, weight, tail in ways for seed in range(5))
     figure = lift(DIGITS, 1.3)
     return dataclasses.replace(figure, rows=rows, arms=("A2", "G3"), baseline=tuple(r["test"] for r in rows[:5]),
-                               mix={"filter": {"min_confidence": 0.5, "max_centroid_distance": 0.95}})
+                               preferred_filter={"min_confidence": 0.5, "max_centroid_distance": 0.95})
 
 
 def sieved(kept: int = 40) -> lift_section.Sieved:
@@ -254,6 +254,7 @@ def test_every_mix_has_an_interval_of_its_own_and_lift_is_drawn_against_the_rati
     found = page(scorecard=scorecard(DIGITS, figure))
     assert "Lift against the mixing ratio" in found.text and "in 2 ways without synthetic images and 5 with them" in found.text
     assert "A2 and G3" in found.text
+    assert "sample.filter: {min_confidence: 0.5, max_centroid_distance: 0.95}" in found.text     # published without any
 
 
 def test_the_filters_work_is_shown() -> None:
