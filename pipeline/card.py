@@ -184,6 +184,7 @@ def _verdict(manifest: Mapping[str, Any], scorecard: Scorecard) -> str:
     if ratio is not None and lift_word(scorecard.lift) != "not judged":
         lines.append(f"Recommended mix: **{ratio:g} synthetic images per real one**." if ratio else
                      "Recommended mix: **none** (no ratio above 0 was better on the validation split).")
+        lines += _mix(manifest["recommended_mix"])
     if verdict.get("passed"):
         lines.append("The gate's thresholds were all met.")
     else:
@@ -192,17 +193,36 @@ def _verdict(manifest: Mapping[str, Any], scorecard: Scorecard) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _mix(mix: Mapping[str, Any]) -> list[str]:
+    """How the recommended mix was trained, in words; the shares of the classes stand in their table."""
+    said = []
+    if mix.get("synthetic_weight", 1) != 1:
+        said.append(f"a synthetic image is drawn {mix['synthetic_weight']:g} times as often as a real one of its class")
+    if mix.get("real_only_share"):
+        said.append(f"the last {100 * mix['real_only_share']:g} % of the steps see real images alone")
+    if mix.get("logit_adjustment"):
+        said.append(f"the loss is logit-adjusted (τ = {mix['logit_adjustment']:g}, prior by rows)")
+    if mix.get("filter"):
+        said.append("the synthetic images passed " + ", ".join(f"{_md(key)} {value:g}" for key, value in mix["filter"].items()))
+    return [f"In the trial {'; '.join(said)}."] if said else []
+
+
 def _classes(manifest: Mapping[str, Any], snapshot: Snapshot) -> str:
     real, made = snapshot.rows_per_class.get("train", {}), manifest["rows_per_class"]
     names = tuple(manifest["classes"])
     numbers = {name: i for i, name in enumerate(names)}
     shown, folded = rarest_and_most_frequent(real, names)
 
+    weights = (manifest.get("recommended_mix") or {}).get("class_weights") or {}
+
     def table(chosen: Sequence[str]) -> list[str]:
         lines = ["| label | class | real (train) | synthetic | together |", "|---:|---|---:|---:|---:|"]
+        if weights:
+            lines = [lines[0] + " share of the draws |", lines[1] + "---:|"]
         for name in chosen:
             r, m = real.get(name, 0), made.get(name, 0)
-            lines.append(f"| {numbers[name]} | {_md(name)} | {r:,} | {m:,} | {r + m:,} |")
+            share = f" {100 * weights.get(name, 0):.2f} % |" if weights else ""
+            lines.append(f"| {numbers[name]} | {_md(name)} | {r:,} | {m:,} | {r + m:,} |{share}")
         return lines
 
     lines = ["## Classes", "", *table(shown)]
