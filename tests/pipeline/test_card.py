@@ -1,6 +1,7 @@
 """The dataset card: what Hugging Face's own tools read out of it."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from published import HOSTILE, config, lift, scorecard, snapshot, write_version
 from pipeline.card import dataset_card, how_to_load, size_category
 from pipeline.config import GateConfig
 from pipeline.figures import figures, lift_sentence, lift_word, points, rarest_and_most_frequent
+from pipeline.walk import _cards
 
 REAL = {name: 10 + i for i, name in enumerate(HOSTILE)}
 
@@ -134,6 +136,15 @@ def test_the_recommended_mix_stands_in_it_with_the_classes_shares():
     assert "share of the draws" in card and "| 1 | b | 11 | 1 | 12 | 25.00 % |" in card
     plain = card_of({**manifest_of(("a", "b")), "recommended_mix": {"ratio": 0.5}}, ("a", "b"))
     assert "In the trial" not in plain and "share of the draws" not in plain
+
+
+def test_a_version_carries_every_trained_classifier():
+    names = ("a", "b")
+    figure = lift(names)
+    manifest = {**manifest_of(names), "source": {}, "generator": {}, "created": "2026-01-31T02:00:00Z", "shards": []}
+    beside = _cards(config(), snapshot(names, {"a": 5, "b": 5}), scorecard(names, figure), manifest)
+    assert json.loads(beside["lift.json"])["rows"] == [dict(row) for row in figure.rows]
+    assert "lift.json" not in _cards(config(), snapshot(names, {"a": 5, "b": 5}), scorecard(names), manifest)
 
 
 def test_no_lift_is_said_in_so_many_words():
