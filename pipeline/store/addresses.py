@@ -1,6 +1,7 @@
 """URLs and keys: which kind of store, which place in it, and that no key leads out of it."""
 
 import os
+import re
 from typing import Any
 
 import fsspec
@@ -12,6 +13,7 @@ from pipeline.errors import StoreError
 
 LOCAL = ("file", "local")
 S3_PROTOCOLS = ("s3", "s3a")
+_NO_KEY = re.compile(r"[\\\x00-\x1f]|(?:^|/)\.{0,2}(?:/|$)")
 
 
 def class_of(url: str) -> Any:
@@ -39,6 +41,6 @@ def checked(key: str) -> str:
     Raises:
         StoreError: it is absolute, empty, or holds `..`, `.`, an empty part, a backslash or a control character.
     """
-    if any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key or any(ord(c) < 32 for c in key):
+    if _NO_KEY.search(key):
         raise StoreError(f"{key!r} is no key: parts between slashes must not be empty, '.' or '..'")
     return key

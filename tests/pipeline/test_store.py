@@ -141,8 +141,11 @@ def test_put_if_absent(any_store: Store) -> None:
     assert any_store.get("k") == b"one"
 
 
-def test_put_all_if_absent(any_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unnamed", [True, False], ids=["unnamed files", "temporary names"])
+def test_put_all_if_absent(any_store: Store, monkeypatch: pytest.MonkeyPatch, unnamed: bool) -> None:
     monkeypatch.setattr(local_disk, "FILES_AT_A_TIME", 3)
+    if not unnamed:                                  # no Linux, or a file system that knows no O_TMPFILE
+        monkeypatch.setattr(local_disk, "_HAS_UNNAMED", False)
     any_store.put("d/2", b"before")
     wanted = [(f"d/{i}", b"%d" % i) for i in range(8)] + [("e/x", b"")]
     for _ in range(2):
@@ -261,7 +264,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 
 
 def test_no_hard_links_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Any, target: Any) -> None:
+    def refuse(source: Any, target: Any, **how: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -269,7 +272,20 @@ def test_no_hard_links_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with ThreadPoolExecutor(8) as threads:
         won = list(threads.map(lambda i: local.put_if_absent("k", b"%d" % i), range(8)))
     assert sum(won) == 1 and local.get("k") == b"%d" % won.index(True)
-    assert [p.name for p in tmp_path.iterdir()] == ["k"]
+    assert local.put_all_if_absent([("k", b"late"), ("l", b"first")]) == [local.get("k"), b"first"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["k", "l"]
+
+
+def test_files_put_together_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptors: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    local = Store(str(tmp_path))
+    local.put("a/old", b"old")
+    with monkeypatch.context() as patched, pytest.raises(StoreError, match="disk is full"):
+        patched.setattr(local_disk, "_to_disk", full)
+        local.put_all_if_absent([(f"a/{i}", b"x") for i in range(5)])
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["old"]
 
 
 def test_readers_see_old_or_new_never_a_part(tmp_path: Path) -> None:
