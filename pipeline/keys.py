@@ -5,6 +5,7 @@
     <dataset>/runs/<run id>/{config.json, snapshot.json, prepared/…, checkpoints/…, plan.json, receipts/…, …}
 """
 
+import functools
 import hashlib
 import re
 import urllib.parse
@@ -139,6 +140,7 @@ def image(class_name: str, uid: str) -> str:
     return f"{DATA}/{class_folder(class_name)}/{uid}.png"
 
 
+@functools.lru_cache(maxsize=1000)                   # asked for once a row
 def class_folder(class_name: str) -> str:
     """A folder's name for a class: the name itself where that is safe, %-escaped where not.
 

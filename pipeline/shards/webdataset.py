@@ -28,6 +28,6 @@ def encode(rows: ShardRows, index: int, of: int) -> EncodedShard:
 
 def _member(name: str, content: bytes) -> bytes:
     """A regular file in ustar form (POSIX.1-1988): no owner, no time, so the same content gives the same bytes."""
-    title, size = name.encode().ljust(100, b"\0"), b"%011o\0" % len(content)
+    title, size = name.encode(), b"%011o\0" % len(content)
     checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(title) + sum(size))
-    return b"".join((title, _OWNER, size, _TIME, checksum, _REST, content, bytes(-len(content) % _BLOCK)))
+    return b"".join((title.ljust(100, b"\0"), _OWNER, size, _TIME, checksum, _REST, content, bytes(-len(content) % _BLOCK)))

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from pipeline import seeds
 from pipeline.shards import ShardRows, encode
 from pipeline.shards.parquet import file_bytes
-from pipeline.shards.png import with_text
+from pipeline.shards.png import text_chunks, with_chunks
 from pipeline.shards.png_encoding import encode_pngs
 from tests.pipeline.small import paint
 
@@ -52,7 +52,7 @@ def test_png_is_lossless(channels: int, size: int) -> None:
     for image, png in zip(images, encode_pngs(images)):
         assert (pixels(png) == image).all()
         assert Image.open(io.BytesIO(png)).mode == ("L" if channels == 1 else "RGB")
-        assert (pixels(with_text(png, {"synthetic": "true"})) == image).all()
+        assert (pixels(with_chunks(png, text_chunks({"synthetic": "true"}))) == image).all()
         Image.open(io.BytesIO(png)).verify()
 
 
