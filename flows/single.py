@@ -77,7 +77,7 @@ def run_stage(name: str, config: Config, run_id: str | None, progress: Any) -> d
     run = runs.describe_run(config, run_id)
     name_run(run.run_id)
     facts = walk.recall_all(run, before=name)        # before the run's folder is created or touched
-    walk.begin(config, run.run_id, progress)
+    run = walk.begin(config, run.run_id, progress)
     return {"evaluate": _evaluate, "sample": _sample, "report": _report}[name](config, run, facts, progress)
 
 

@@ -5,6 +5,7 @@ finds what the last one finished, and a run that was refused says so again at on
 thresholds too, for the gate is no part of the id.
 """
 
+import dataclasses
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Run:
     folder: Store                                    # <publish.url>/<name>/runs/<run id>
     source_fingerprint: str
     code_digest: str
+    lacking: str = ""                                # what the store can't do, a sentence for the user
 
 
 @functools.cache
@@ -53,7 +55,8 @@ def open_run(config: Config, run_id: str | None = None) -> Run:
         StoreError: the store can't be written.
     """
     run = describe_run(config, run_id)
-    run.dataset.probe()
+    found = run.dataset.probe()                      # stores derived from it now know whether conditions hold
+    run = dataclasses.replace(run, folder=run.dataset.child(keys.run(run.run_id)), lacking=found.note)
     facts = {
         "config": public_config(config), "source_fingerprint": run.source_fingerprint, "code_digest": run.code_digest,
         "config_digest": config.work_digest(), "generator_config_digest": config.digest(*GENERATOR_SECTIONS),

@@ -31,6 +31,8 @@ def begin(config: Config, run_id: str | None, progress: Progress) -> Run:
     progress.stage("begin")
     run = runs.open_run(config, run_id)
     progress.note(f"run {run.run_id} in {run.folder.where()}")
+    if run.lacking:
+        progress.note(run.lacking)
     from pipeline.adoption import adopt
 
     adopted = adopt(config, run)
