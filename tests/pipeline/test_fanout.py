@@ -232,6 +232,35 @@ def test_files_of_an_interrupted_png_shard_are_kept() -> None:
     assert entry["bytes"] == 23 and folder.get(key) == b"another machine's bytes"
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_more_shards_are_held_than_workers_and_one(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the plan and however slow the store."""
+    monkeypatch.setattr(fanout, "local_cpus", lambda: 2)
+    run, held, most = small_run(memory(), rows_per_shard=1, workers=workers), [0], [0]
+    counting, before = threading.Lock(), Store.put_if_absent
+
+    def load(data: bytes) -> Generate:
+        def generate(labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+            with counting:
+                held[0] += 1
+                most[0] = max(most[0], held[0])
+            return paint(labels, seeds)
+
+        return generate
+
+    def put(self: Store, key: str, data: bytes) -> bool:
+        if not key.startswith(keys.RECEIPTS):
+            return before(self, key, data)
+        time.sleep(0.01)
+        with counting:
+            held[0] -= 1
+        return before(self, key, data)
+
+    monkeypatch.setattr(Store, "put_if_absent", put)
+    assert len(run.sample(load=load)) == 26 and held == [0]
+    assert most[0] == workers + 1
+
+
 # the filter
 
 
