@@ -58,6 +58,8 @@ class Recipe:
     augment_ramp: float = 0.0                        # share of the run over which p rises from 0
     label_prior_tau: float = 1.0                     # labels drawn from p(y)^τ; 1: as the data, 0: uniform
     feature_steps: int = 400                         # of the classifier whose features D may see; fewer in short runs
+    label_ramp: float = 0.0                          # share of the run over which labels begin to count, from coarse to fine
+    class_noise: float = 0.0                         # on G's class embeddings in training, for a class of one image; see class_noise_of
 
     precision: str = "float32"                       # float32 | bf16 (autocast; weights stay float32)
     channels_last: bool = True
@@ -67,6 +69,7 @@ class Recipe:
     checkpoint_every_s: float | None = None          # instead of `checkpoints`
     grids: int = 10
     min_diversity: float = 0.1                       # mean per-class spread, generated / real, that means collapse
+    restarts: int = 2                                # times that a run gone wrong goes back to its last good checkpoint
     metrics_every_s: float = 1.0
 
     def __post_init__(self) -> None:
@@ -111,6 +114,17 @@ class Recipe:
     def augment_p_at(self, t: float) -> float:
         """The augmentation's probability at progress t."""
         return self.augment_p * (min(1.0, t / self.augment_ramp) if self.augment_ramp > 0 else 1.0)
+
+    def label_strength_at(self, t: float) -> float:
+        """How much labels count at progress t, 0 … 1."""
+        return min(1.0, t / self.label_ramp) if self.label_ramp > 0 else 1.0
+
+    def class_noise_of(self, images: int) -> float:
+        """Noise on the embedding of a class of so many images, over the embeddings' root mean square.
+
+        σ·(1 - α)/(1 - αⁿ) with α = 0.99: σ for one image, a hundredth of it for hundreds (NoisyTwins, equation 4, after Cui 2019).
+        """
+        return self.class_noise * 0.01 / (1 - 0.99**images) if images else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -161,10 +175,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr_floor": (0, 1), "lr_hold": (0, 0.999), "warmup": (0, 0.999), "beta1": (0, 0.9999), "beta2": (0, 0.999999),
     "beta2_start": (0, 0.999999), "r1_gamma": (0, math.inf), "r2_gamma": (0, math.inf), "gamma_decay": (1e-9, 1e9),
     "penalty_step": (0, math.inf), "penalty_share": (1e-3, 1), "wgan_gp_weight": (0, math.inf), "clip": (0, math.inf),
-    "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "checkpoint_every_kimg": (1e-6, math.inf),
+    "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "label_ramp": (0, 1), "class_noise": (0, math.inf),
+    "checkpoint_every_kimg": (1e-6, math.inf),
     "checkpoint_every_s": (1e-6, math.inf), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
 }
-_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "feature_steps": 1, "checkpoints": 1, "grids": 0}
+_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "feature_steps": 1, "checkpoints": 1,
+          "grids": 0, "restarts": 0}
 _FLAGS = ("joint_pass", "fresh_g_batch", "channels_last")
 _OPTIONAL = ("total_kimg", "total_seconds", "beta2_start", "checkpoint_every_kimg", "checkpoint_every_s")
 

@@ -42,7 +42,7 @@ class Sampler:
         counts = torch.bincount(labels, minlength=classes)
         self._order = torch.argsort(labels, stable=True)
         self._first = torch.cumsum(counts, 0) - counts
-        self._counts = counts.to(torch.float64)
+        self.counts, self._counts = tuple(counts.tolist()), counts.to(torch.float64)
         weights = torch.where(counts > 0, self._counts**tau, 0.0)
         # The last class that has images ends at exactly 1, whatever the rounding.
         self._upper = torch.cumsum(weights / weights.sum(), 0).masked_fill(

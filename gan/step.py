@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from gan import penalties
 from gan.augment import Draw, apply
+from gan.errors import BadRecipe
 from gan.losses import loss_by_name
+from gan.networks.norm import Embedding, set_label_strength
 from gan.recipe import Recipe
 from gan.sampler import Sampler, as_float
 
@@ -38,6 +40,7 @@ class Moment:
     index: int
     gamma_scale: float = 1.0
     augment_p: float = 0.0
+    label_strength: float = 1.0
     measure: bool = False                            # also read gradient norms
 
 
@@ -75,6 +78,11 @@ class Update:
         self.loss = loss_by_name(recipe.loss)
         self.device = sampler.images.device
         self.z_dim = int(players.g.z_dim)            # type: ignore[arg-type]
+        self.class_noise = torch.tensor([recipe.class_noise_of(int(n)) for n in sampler.counts], device=self.device)
+        tables = [m for m in players.g.modules() if isinstance(m, Embedding)]
+        self.noisy = tables if recipe.class_noise > 0 else []
+        if not tables and (recipe.class_noise > 0 or recipe.label_ramp > 0):
+            raise BadRecipe("label_ramp and class_noise work on class embeddings, which this family's generator has none of")
 
     def __call__(self, now: Moment, control: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Updates the players.
@@ -86,12 +94,15 @@ class Update:
             readings by name (scalars, detached, mean over the workers) and the averaged control.
         """
         self.sampler.begin(now.index)
+        if self.recipe.label_ramp > 0:
+            for network in (self.players.g, self.players.d):
+                set_label_strength(network, now.label_strength)
         if self.recipe.objective != "adversarial":
             return self._autoencode(now, control)
         x, y = self._real()
         turn_of_g = (now.index + 1) % self.recipe.d_steps == 0
         with torch.set_grad_enabled(turn_of_g and not self.recipe.fresh_g_batch), self._cast():
-            fake = self.players.g(self.sampler.normal(self.z_dim), y)
+            fake = self._fake(y)
         readings, control = self._discriminate(x, fake.detach(), y, now, control)
         if turn_of_g:
             readings |= self._generate(x, fake, y, now)
@@ -125,7 +136,7 @@ class Update:
         if recipe.fresh_g_batch:
             x, y = self._real()
             with self._cast():
-                fake = g(self.sampler.normal(self.z_dim), y)
+                fake = self._fake(y)
         drawn = self.sampler.augmentation(recipe.augment, now.augment_p, 2 if self.loss.paired else 1)
         with frozen(d), self._cast():
             if self.loss.paired:
@@ -140,6 +151,18 @@ class Update:
             readings["grad_norm_g"] = _gradient_norm(g)
         self.players.opt_g.step()
         return readings
+
+    def _fake(self, y: Tensor) -> Tensor:
+        """G(z, y), z ~ N(0, I), y's embedding blurred for rare classes."""
+        z = self.sampler.normal(self.z_dim)
+        for table in self.noisy:
+            table.noise = self.sampler.normal(table.embedding_dim) * self.class_noise[y][:, None]
+        try:
+            made: Tensor = self.players.g(z, y)
+            return made
+        finally:
+            for table in self.noisy:
+                table.noise = None
 
     def _logits(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None) -> tuple[Tensor, Tensor]:
         """D(T(x)) and D(T(G(z))), (n,) each in float32, as one batch or as two."""

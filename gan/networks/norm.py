@@ -28,12 +28,12 @@ class BatchNorm(nn.Module):
     """(x - mean) / std · gain(y) + bias(y) over (n, C, …), float32 statistics of the whole batch.
 
     With `classes` 1 gain and bias are common to all labels. `shared` is set by the loop when several workers hold a
-    slice of the batch each: they then normalise by the whole batch, as one worker would.
+    slice of the batch each: they then normalise by the whole batch, as one worker would. `strength`: see `Embedding`.
     """
 
     def __init__(self, channels: int, classes: int = 1, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
-        self.momentum, self.eps, self.shared = momentum, eps, False
+        self.momentum, self.eps, self.shared, self.strength = momentum, eps, False, 1.0
         self.gain = nn.Parameter(torch.ones(classes, channels))
         self.bias = nn.Parameter(torch.zeros(classes, channels))
         self.register_buffer("mean", torch.zeros(channels))
@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
                 return out
         shape = (-1, x.shape[1], *[1] * (x.dim() - 2))
         index = y if conditional else torch.zeros(1, dtype=torch.long, device=x.device)
-        gain, bias = (p[index].view(shape).to(out.dtype) for p in (self.gain, self.bias))
+        gain, bias = (_blended(p, p[index], self.strength).view(shape).to(out.dtype) for p in (self.gain, self.bias))
         return out * gain + bias                     # addcmul is four times slower: it broadcasts item by item
 
     def _normalise_shared(self, x: Tensor) -> Tensor:
@@ -78,12 +78,38 @@ def share_statistics(network: nn.Module, shared: bool) -> None:
             module.shared = shared
 
 
+def _blended(table: Tensor, rows: Tensor, strength: float) -> Tensor:
+    """Rows of a table with one row a label, drawn towards the mean of all: at 0 the label says nothing."""
+    return rows if strength >= 1 else torch.lerp(table.mean(0), rows, strength)
+
+
 class Embedding(nn.Embedding):
-    """One learned vector a label, (n,) → (n, dim), initially N(0, std²)."""
+    """One learned vector a label, (n,) → (n, dim), initially N(0, std²).
+
+    Two things that a training step may set. `strength`, 1 where labels count in full, 0 where all are alike (Shahbazi 2022:
+    learn what classes share before what sets them apart). `noise` (n, dim), added to the next vectors in units of the table's
+    root mean square, so that a rare class fills a region instead of a point (NoisyTwins, Rangwani 2023).
+    """
 
     def __init__(self, classes: int, dim: int, std: float) -> None:
         super().__init__(classes, dim)
+        self.strength = 1.0
+        self.noise: Tensor | None = None
         nn.init.normal_(self.weight, 0.0, std)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Labels (n,)."""
+        out = _blended(self.weight, super().forward(y), self.strength)
+        if self.noise is not None:
+            out = out + self.noise * self.weight.detach().square().mean().sqrt()
+        return out
+
+
+def set_label_strength(network: nn.Module, strength: float) -> None:
+    """How much labels count from now on, 0 … 1, wherever the network learns them."""
+    for module in network.modules():
+        if isinstance(module, Embedding | BatchNorm):
+            module.strength = strength
 
 
 class Spectral(nn.Module):
