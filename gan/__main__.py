@@ -138,7 +138,8 @@ def _train(args: argparse.Namespace) -> int:
         print(json.dumps({"spec": spec.to_dict(), "recipe": recipe.to_dict()}, indent=2))
         return 0
     stop = _StopOnSignal()
-    hooks = Hooks(on_metrics=_print_metrics, on_checkpoint=lambda data, _: _replace(args.out, data), should_stop=stop)
+    hooks = Hooks(on_metrics=_print_metrics, on_checkpoint=lambda data, _: _replace(args.out, data), should_stop=stop,
+                  on_restart=lambda reason, kimg: print(f"{reason}: back to {kimg:.1f} kimg, half the rates", file=sys.stderr))
     resume = args.out.read_bytes() if args.resume else None
     with stop:
         state = train(torch.from_numpy(images), torch.from_numpy(labels), spec, recipe, seed=args.seed, hooks=hooks,

@@ -46,6 +46,7 @@ class TrainState:
     elapsed_s: float = 0.0
     finished: bool = False
     rows_per_class: tuple[int, ...] = ()
+    restarts: tuple[str, ...] = ()                   # why the run went back to an earlier checkpoint, each time
     software: dict[str, str] = field(default_factory=lambda: {"torch": str(torch.__version__)})
 
     @property
@@ -66,7 +67,8 @@ class TrainState:
             "config_digest": config_digest(self.spec, self.recipe, self.seed), "data": self.data, "step": self.step,
             "images_seen": self.images_seen, "kimg": self.kimg, "elapsed_s": self.elapsed_s, "progress": t,
             "lr_scale": self.recipe.lr_scale(t), "augment_p": self.recipe.augment_p_at(t), "finished": self.finished,
-            "rows_per_class": list(self.rows_per_class), "averaged": self.ema is not self.g, "software": self.software,
+            "rows_per_class": list(self.rows_per_class), "averaged": self.ema is not self.g,
+            "restarts": list(self.restarts), "software": self.software,
         }
 
 
@@ -136,7 +138,7 @@ def restore(state: TrainState, data: bytes) -> None:
     try:
         torch.set_rng_state(tensors["rng/torch"])
         state.step, state.elapsed_s = int(meta["step"]), float(meta["elapsed_s"])
-        state.finished = bool(meta["finished"])
+        state.finished, state.restarts = bool(meta["finished"]), tuple(meta.get("restarts", ()))
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise BadCheckpoint(f"the checkpoint lacks what a resume needs: {e}") from e
 

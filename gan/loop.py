@@ -1,4 +1,4 @@
-"""The training loop: budget, schedules, workers, metrics, checkpoints, and the watch that stops a run gone wrong.
+"""The training loop: budget, schedules, workers, metrics, checkpoints, and the watch that catches a run gone wrong.
 
 One process drives one device. With several workers each calls `train` with its rank after `torch.distributed` was
 initialised; gradients and the shared clock travel in one collective operation for each player.
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gan import checkpoint, ema
+from gan import checkpoint, ema, recovery, validation
 from gan.checkpoint import TrainState
 from gan.errors import BadData, BadRecipe, TrainingDiverged
 from gan.networks import NetSpec, build
@@ -26,7 +26,7 @@ from gan.recipe import Recipe
 from gan.sampler import Sampler, check_data, data_digest
 from gan.sampling import generate
 from gan.step import Moment, Players, Update, Workers
-from gan.watch import Alarm, DiversityWatch
+from gan.watch import COLLAPSED, Alarm, DiversityWatch
 
 __all__ = ["Hooks", "Recipe", "train"]
 
@@ -43,18 +43,21 @@ class Hooks:
 
     `on_metrics`, `on_checkpoint` and `on_grid` are called on rank 0 alone. `on_milestone` is called on every rank, at
     the same step, right after each checkpoint was due: a place for collective operations. `should_stop` is asked on
-    every rank before each step and must be cheap; one rank's yes stops all after a last checkpoint.
+    every rank before each step and must be cheap; one rank's yes stops all after a last checkpoint. `on_restart` gets
+    the reason and the kimg that the run goes back to; the checkpoint there is handed out anew right after.
     """
 
     on_metrics: Callable[[dict[str, Any]], None] | None = None
     on_checkpoint: Callable[[bytes, dict[str, Any]], None] | None = None
     on_grid: Callable[[float, Tensor], None] | None = None
     on_milestone: Callable[[float], None] | None = None
+    on_restart: Callable[[str, float], None] | None = None
     should_stop: Callable[[], bool] | None = None
 
 
 def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed: int, hooks: Hooks | None = None,
-          resume: bytes | None = None, rank: int = 0, world: int = 1, device: str | torch.device = "cpu") -> TrainState:
+          resume: bytes | None = None, held_out: tuple[Tensor, Tensor] | None = None,
+          rank: int = 0, world: int = 1, device: str | torch.device = "cpu") -> TrainState:
     """Trains G and D until the budget is spent or `hooks.should_stop` says so.
 
     On a CPU with one thread count, a kimg budget, the same data, spec, recipe and seed give the same bits, resumed or
@@ -64,6 +67,8 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
         images: uint8 (N, C, H, W), all of them, on every worker.
         labels: int64 (N,) in 0 … spec.classes - 1; classes without images are never drawn.
         resume: bytes of a checkpoint of this very run.
+        held_out: images and labels like the training's, by which checkpoints get a `validation` score in their JSON, lower
+            being better (see `gan.validation`); they change nothing else.
 
     Returns:
         The state at the end; `finished` tells whether the budget was spent.
@@ -71,7 +76,8 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
     Raises:
         BadData, BadRecipe, UnknownFamily, UnsupportedSpec: before any work.
         BadCheckpoint, CheckpointMismatch: `resume` can't be continued.
-        TrainingDiverged: losses not finite, generator collapsed, or a player dead; carries the last good checkpoint.
+        TrainingDiverged: losses not finite, generator collapsed, or a player dead, more than `recipe.restarts` times;
+            carries the last good checkpoint.
     """
     _check_inputs(images, labels, spec, recipe, world)
     device = torch.device(device)
@@ -86,9 +92,10 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
         network.train()
         share_statistics(network, world > 1)
     watch = DiversityWatch(images, labels, spec.classes, seed) if rank == 0 else None
-    sampler = Sampler(images.to(device), labels.to(device), spec.classes, recipe.label_prior_tau, seed,
-                      recipe.batch_size, rank, world)
-    run = _Run(state, sampler, hooks or Hooks(), watch, Workers(world), rank)
+    run = _Run(state, images.to(device), labels.to(device), hooks or Hooks(), watch, Workers(world), rank)
+    run.keeper.newest = resume
+    if held_out is not None and rank == 0 and len(held_out[0]):
+        run.score_by(*held_out)
     with denormals_flushed():
         run.drive()
     return state
@@ -156,28 +163,74 @@ class _Milestone:
 class _Run:
     """One call of `train`: the state of the loop that a checkpoint need not carry."""
 
-    def __init__(self, state: TrainState, sampler: Sampler, hooks: Hooks, watch: DiversityWatch | None,
+    def __init__(self, state: TrainState, images: Tensor, labels: Tensor, hooks: Hooks, watch: DiversityWatch | None,
                  workers: Workers, rank: int) -> None:
         self.state, self.recipe, self.hooks, self.watch, self.rank = state, state.recipe, hooks, watch, rank
-        self.workers = workers
-        self.update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), state.recipe, sampler, workers)
+        self.images, self.labels, self.workers = images, labels, workers
         self.average = ema.Average(state.g, state.ema) if state.ema is not state.g else None
-        self.alarm = Alarm(state.recipe.min_diversity)
-        self.trouble: str | None = None
-        self.last_good: bytes | None = None
+        self.keeper = recovery.Keeper()
+        self.validation: validation.Validation | None = None
+        self.score_every = validation.stride(state.recipe)
         self.began = time.perf_counter() - state.elapsed_s
+        self._begin()
+
+    def _begin(self) -> None:
+        """Everything that starts where the state stands: at the beginning, after a resume, after a restart."""
+        state, recipe = self.state, self.recipe
+        sampler = Sampler(self.images, self.labels, state.spec.classes, recipe.label_prior_tau, recovery.draws_seed(state),
+                          recipe.batch_size, self.rank, self.workers.world)
+        self.update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), recipe, sampler, self.workers)
+        self.alarm = Alarm(recipe.min_diversity)
+        self.trouble: str | None = None
         t = self._progress()
         every_s, every_kimg = self.recipe.checkpoint_every_s, self.recipe.checkpoint_every_kimg
-        spacing = every_s or every_kimg or 1 / self.recipe.checkpoints
-        self.checkpoints = _Milestone(spacing, self._spent(t))
+        self.spacing = every_s or every_kimg or 1 / self.recipe.checkpoints
+        self.checkpoints = _Milestone(self.spacing, self._spent(t))
         self.grids = _Milestone(1 / self.recipe.grids, t) if self.recipe.grids else None
         self.looks, self.looked, self.look_cost_s = _Milestone(1 / LOOKS, t), state.elapsed_s, 0.0
         self.logged_s, self.logged_step = state.elapsed_s, state.step
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
+    def score_by(self, images: Tensor, labels: Tensor) -> None:
+        """Held-out images by which checkpoints are scored, where the run is long enough."""
+        if self.score_every is not None:
+            self.validation = validation.Validation(images, labels, self.state.spec.classes, self.state.seed)
+
     def drive(self) -> None:
-        """Steps until the end, whatever kind of end that is."""
+        """Steps until the end, whatever kind of end that is, beginning again from a good checkpoint where that is allowed."""
+        while True:
+            self._steps()
+            self._settle()
+            if self.trouble is None:
+                break
+            if len(self.state.restarts) >= self.recipe.restarts or recovery.too_late(
+                    self._progress(), self.recipe.total_seconds is not None):
+                raise TrainingDiverged(self._whole_trouble(), self.state.kimg, self.keeper.best_known)
+            self._restart(self.trouble)
+        if self.state.step:
+            self._grid()
+            self._checkpoint(self.state.finished)
+
+    def _restart(self, reason: str) -> None:
+        """Back to the last good checkpoint, or to the beginning where there is none."""
+        at, elapsed_s = self.state.kimg, self.state.elapsed_s
+        collapsed = reason.startswith(COLLAPSED)     # then the newest checkpoint may have collapsed as well
+        data = recovery.from_first_worker(self.keeper.good if collapsed else self.keeper.best_known, self.workers.world,
+                                          self.update.device)
+        recovery.rewind(self.state, data, f"at {at:.1f} kimg: {reason}")
+        self.state.elapsed_s = elapsed_s             # as all workers know it; time that was lost is spent
+        self._begin()
+        if self.rank == 0 and self.hooks.on_restart is not None:
+            self.hooks.on_restart(reason, self.state.kimg)
+        self._checkpoint(False)
+
+    def _whole_trouble(self) -> str:
+        before = "; before that, ".join(reversed(self.state.restarts))
+        return f"{self.trouble}" + (f"; it had been restarted {len(self.state.restarts)} times ({before})" if before else "")
+
+    def _steps(self) -> None:
+        """Steps until the budget is spent, a stop is asked for or something is wrong."""
         control = torch.zeros(3, device=self.update.device)
         stopped = self.state.finished
         while not stopped:
@@ -188,7 +241,8 @@ class _Run:
             self._schedule(t)
             measure = self._clock() - self.logged_s >= self.recipe.metrics_every_s
             control = self._control(control)
-            now = Moment(self.state.step, self.recipe.gamma_scale(t), self.recipe.augment_p_at(t), measure)
+            now = Moment(self.state.step, self.recipe.gamma_scale(t), self.recipe.augment_p_at(t), measure,
+                         self.recipe.label_strength_at(t))
             readings, control = self.update(now, control)
             self._advance()
             stopped, troubled = self._agree(control)
@@ -199,7 +253,6 @@ class _Run:
                 break
             if not stopped and (after := self._progress()) < 1:
                 self._milestones(after)
-        self._end()
 
     def _control(self, control: Tensor) -> Tensor:
         """This worker's clock and flags. The workers' mean is what all of them go by, so they never part ways."""
@@ -233,7 +286,7 @@ class _Run:
         return self.state.kimg if self.recipe.checkpoint_every_kimg is not None else t
 
     def _schedule(self, t: float) -> None:
-        scale = self.recipe.lr_scale(t)
+        scale = self.recipe.lr_scale(t) * recovery.RATE ** len(self.state.restarts)
         for optimizer, lr in ((self.state.opt_g, self.recipe.lr_g), (self.state.opt_d, self.recipe.lr_d)):
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale
@@ -277,7 +330,13 @@ class _Run:
         if self.grids is not None and self.grids.due(t):
             self._grid()
         if self.checkpoints.due(self._spent(t)):
-            self._checkpoint()
+            self._checkpoint(self._is_scored(t))
+
+    def _is_scored(self, t: float) -> bool:
+        """By the checkpoint's number alone, so that an interruption changes no choice."""
+        if self.score_every is None:
+            return False
+        return math.floor(self._spent(t) / self.spacing + 1e-9) % self.score_every == 0
 
     def _look(self, t: float) -> None:
         began = self._clock()
@@ -287,6 +346,8 @@ class _Run:
         self.looked = self._clock()
         self.look_cost_s = self.looked - began
         self.trouble = self.trouble or self.alarm.hear_diversity(ratios, t, self.state.kimg)
+        if self.trouble is None and self.alarm.is_varied(ratios):
+            self.keeper.healthy()
         if ratios and self.hooks.on_metrics is not None:
             self.hooks.on_metrics({
                 "kimg": self.state.kimg, "progress": t, "seconds": self._clock(),
@@ -298,7 +359,7 @@ class _Run:
         if self.rank == 0 and self.hooks.on_grid is not None:
             self.hooks.on_grid(self.state.kimg, sample_grid(self.state))
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, scored: bool) -> None:
         """Keeps and hands out a checkpoint, unless a weight is no number any more."""
         if not _finite(self.state.g) or not _finite(self.state.d):
             self.trouble = self.trouble or "a weight is not finite"
@@ -306,29 +367,35 @@ class _Run:
         if self.rank == 0:
             data, meta = checkpoint.save(self.state)
             if self.trouble is None:
-                self.last_good = data
+                self.keeper.newest = data
+            if scored and self.validation is not None:
+                meta["validation"] = self._score()
             if self.hooks.on_checkpoint is not None:
                 self.hooks.on_checkpoint(data, meta)
         if self.hooks.on_milestone is not None:
             self.hooks.on_milestone(self.state.kimg)
 
-    def _end(self) -> None:
-        """A last look, log and checkpoint; raises where the run went wrong."""
+    def _score(self) -> float:
+        """Distance to the held-out images, told to whoever listens."""
+        assert self.validation is not None
+        score = self.validation.score(self.state.ema)
+        if self.hooks.on_metrics is not None:
+            self.hooks.on_metrics({"kimg": self.state.kimg, "progress": self._progress(), "seconds": self._clock(),
+                                   "validation": score})
+        return score
+
+    def _settle(self) -> None:
+        """A last look and log; all workers then know whether the run went wrong."""
         if self.trouble is None and self.state.step > self.logged_step:
             self._log(self._progress())
             self._look(self._progress())
-            if not _finite(self.state.g) or not _finite(self.state.d):
-                self.trouble = self.trouble or "a weight is not finite"
+        if self.trouble is None and not (_finite(self.state.g) and _finite(self.state.d)):
+            self.trouble = "a weight is not finite"
         if self.workers.world > 1:
             flag = torch.tensor([float(self.trouble is not None)], device=self.update.device)
             dist.all_reduce(flag)
             if flag.item() > 0:
                 self.trouble = self.trouble or "another worker saw the reason; read rank 0's message"
-        if self.trouble is not None:
-            raise TrainingDiverged(self.trouble, self.state.kimg, self.last_good)
-        if self.state.step:
-            self._grid()
-            self._checkpoint()
 
 
 def sample_grid(state: TrainState, columns: int = GRID_COLUMNS) -> Tensor:

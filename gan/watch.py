@@ -15,6 +15,7 @@ POOLED = 8                   # images are averaged to 8×8 before they are compa
 PER_CLASS = 16
 MOST_CLASSES = 32
 MOST_REAL = 256              # a class
+COLLAPSED = "collapsed generator"
 
 
 def spread(images: Tensor) -> float:
@@ -87,6 +88,10 @@ class Alarm:
                 return meaning
         return None
 
+    def is_varied(self, ratios: Mapping[int, float]) -> bool:
+        """Is the mean diversity above the floor? Where no class of real images varies there is none to miss."""
+        return not ratios or sum(ratios.values()) / len(ratios) >= self.min_diversity
+
     def hear_diversity(self, ratios: Mapping[int, float], t: float, kimg: float) -> str | None:
         """Looks at the per-class diversity at progress t after `kimg`."""
         if not ratios:
@@ -97,5 +102,5 @@ class Alarm:
         counts = kimg > self.EARLY_KIMG and (t > 0.2 or kimg > self.LATE_KIMG)
         self._dull = self._dull + 1 if counts and mean < self.min_diversity else 0
         if self._dull >= self.PATIENCE:
-            return f"collapsed generator: samples of a class vary {mean:.3f} times as much as real images do"
+            return f"{COLLAPSED}: samples of a class vary {mean:.3f} times as much as real images do"
         return None

@@ -100,6 +100,9 @@ class Checkpoint(Record):
     seconds: float
     config_digest: str
     train_fingerprint: str                           # fingerprint of the snapshot it was trained on
+    validation: float | None = None                  # distance to the val images by which it was chosen; None: too short a run
+    choice: str = ""                                 # which of its run's checkpoints this is, in words
+    restarts: tuple[str, ...] = ()                   # why training went back to an earlier checkpoint
 
 
 @dataclass(frozen=True)

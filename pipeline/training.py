@@ -95,14 +95,17 @@ def train(config: Config, snapshot: Snapshot, run: Store, progress: Progress) ->
         raise Interrupted("training was stopped; its last checkpoint is kept")
     if ending.reason is not None:
         raise TrainingFailed(f"training of {ending.model or config.train.model} stopped: {ending.reason}")
-    meta = _latest_meta(run)
-    if meta is None:
+    latest, meta = _latest_meta(run), _best_meta(run)
+    if latest is None or meta is None:
         raise TrainingFailed("training ended without a checkpoint; see the worker's log above")
     checkpoint = Checkpoint(
         key=meta["key"], sha256=meta["sha256"], model=meta["spec"]["family"], preset=meta["preset"], net=meta["spec"],
-        trained_kimg=meta["kimg"], images_per_s=1000 * meta["kimg"] / max(meta["elapsed_s"], 1e-9),
-        seconds=meta["elapsed_s"], config_digest=digest, train_fingerprint=snapshot.fingerprint,
+        trained_kimg=meta["kimg"], images_per_s=1000 * latest["kimg"] / max(latest["elapsed_s"], 1e-9),
+        seconds=latest["elapsed_s"], config_digest=digest, train_fingerprint=snapshot.fingerprint,
+        validation=meta.get("validation"), choice=_choice(meta, latest), restarts=tuple(latest.get("restarts", ())),
     )
+    if checkpoint.choice:
+        progress.note(checkpoint.choice)
     run.put_json(keys.TRAINED, checkpoint.to_json())
     return checkpoint
 
@@ -229,6 +232,10 @@ def _hear(events: list[tuple[str, Any]], ending: _Ending, progress: Progress) ->
         elif kind == "resumed":
             ending.metrics = [m for m in ending.metrics if m.get("kimg", 0.0) <= payload]
             progress.note(f"continuing from the checkpoint at {payload:.1f} kimg")
+        elif kind == "restarted":
+            reason, kimg = payload
+            ending.metrics = [m for m in ending.metrics if m.get("kimg", 0.0) <= kimg]
+            progress.note(f"{reason}; training goes on from {kimg:.1f} kimg at half the rate, with other draws")
         elif kind == "failed":
             ending.reason = payload
         elif kind == "stopped":
@@ -263,8 +270,33 @@ def _earlier_metrics(run: Store, shared: Store) -> list[dict[str, Any]]:
 
 def _latest_meta(run: Store) -> dict[str, Any] | None:
     """The newest whole checkpoint's JSON, which is put after its weights."""
-    names = sorted(info.key for info in run.list("checkpoints/") if info.key.endswith(".json"))
+    names = _checkpoint_names(run)
     return run.get_json(names[-1]) if names else None
+
+
+def _checkpoint_names(run: Store) -> list[str]:
+    """Keys of all whole checkpoints' JSON, by the images that they have seen."""
+    return sorted(info.key for info in run.list("checkpoints/") if info.key.endswith(".json"))
+
+
+def _best_meta(run: Store) -> dict[str, Any] | None:
+    """The JSON of the checkpoint with the lowest score on the val split, of equals the newest; the newest where none has one."""
+    metas = [run.get_json(name) for name in _checkpoint_names(run)]
+    scored = [meta for meta in metas if meta.get("validation") is not None]
+    if not scored:
+        return metas[-1] if metas else None
+    best: dict[str, Any] = min(reversed(scored), key=lambda meta: float(meta["validation"]))
+    return best
+
+
+def _choice(chosen: dict[str, Any], latest: dict[str, Any]) -> str:
+    """A sentence on why this checkpoint; empty where there was nothing to choose by."""
+    if chosen.get("validation") is None:
+        return ""
+    kept = f"lowest distance to the val images ({chosen['validation']:.4f}) after {chosen['kimg']:,.1f} thousand images"
+    if chosen["kimg"] == latest["kimg"]:
+        return f"the last checkpoint is kept: {kept}"
+    return f"not the last checkpoint is kept: {kept}, {latest.get('validation', float('nan')):.4f} at the end"
 
 
 # ---- on the workers ----
@@ -289,7 +321,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if job.config.train.gpus_per_worker else torch.device("cpu")
-    data = load_split(job.run, "train")
+    data, held_out = load_split(job.run, "train"), load_split(job.run, "val")
     spec, recipe, reason = choose_preset(
         job.config, job.snapshot.resolution, train_counts(job.snapshot), str(device.type)
     )
@@ -301,6 +333,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
         state = gan.loop.train(
             torch.from_numpy(data.images), torch.from_numpy(data.labels), spec, recipe,
             seed=derive(job.config.seed, "train"), hooks=hooks, resume=resume, rank=rank, world=world, device=str(device),
+            held_out=(torch.from_numpy(held_out.images), torch.from_numpy(held_out.labels)),
         )
         if rank == 0 and not state.finished:
             ray.get(job.board.push.remote("stopped", True))
@@ -369,13 +402,19 @@ def _hooks(job: Job, rank: int, facts: dict[str, Any]) -> Any:
         job.run.put_json(key.removesuffix(".safetensors") + ".json", {**meta, **facts, "key": key})
         _prune(job.run)
 
+    def on_restart(reason: str, kimg: float) -> None:
+        for name in _checkpoint_names(job.run):      # what came after it is no good
+            if job.run.get_json(name)["kimg"] > kimg:
+                _remove(job.run, name)
+        push("restarted", (reason, kimg))
+
     def on_grid(kimg: float, images: Any) -> None:
         job.run.put(keys.grid(kimg), tile_grid(images.numpy(), GRID_COLUMNS))
 
     push: Callable[[str, Any], Any] = job.board.push.remote
     return Hooks(
         on_metrics=lambda metrics: push("metrics", metrics),
-        on_checkpoint=on_checkpoint, on_grid=on_grid, should_stop=_stop_flag(job.board),
+        on_checkpoint=on_checkpoint, on_grid=on_grid, on_restart=on_restart, should_stop=_stop_flag(job.board),
     )
 
 
@@ -398,8 +437,17 @@ def _stop_flag(board: Any, every_s: float = 0.5) -> Callable[[], bool]:
 
 
 def _prune(run: Store) -> None:
-    """Keeps the newest checkpoints; the JSON goes first, so that none points at missing weights."""
-    names = sorted(info.key for info in run.list("checkpoints/") if info.key.endswith(".json"))
+    """Keeps the newest checkpoints and the best."""
+    names = _checkpoint_names(run)
+    if len(names) <= KEEP_CHECKPOINTS:
+        return
+    best = _best_meta(run)
     for name in names[:-KEEP_CHECKPOINTS]:
-        run.delete(name)
-        run.delete(name.removesuffix(".json") + ".safetensors")
+        if best is None or name != best["key"].removesuffix(".safetensors") + ".json":
+            _remove(run, name)
+
+
+def _remove(run: Store, name: str) -> None:
+    """A checkpoint by its JSON's key, which goes first, so that none points at missing weights."""
+    run.delete(name)
+    run.delete(name.removesuffix(".json") + ".safetensors")

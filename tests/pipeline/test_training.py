@@ -149,6 +149,52 @@ def test_divergence_is_told_and_not_tried_again(tmp_path: Path, ray_cluster: Non
     assert not run.exists(keys.TRAINED)
 
 
+def kept_in(run: Store, scores: dict[float, float | None], restarts: tuple[str, ...] = ()) -> None:
+    """Checkpoints as a worker leaves them, each followed by what `_prune` takes away."""
+    for kimg, score in scores.items():
+        key = keys.checkpoint(kimg)
+        run.put(key, b"weights")
+        run.put_json(key.removesuffix(".safetensors") + ".json", {
+            "kimg": kimg, "key": key, "restarts": list(restarts), **({} if score is None else {"validation": score})})
+        training._prune(run)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_chosen(tmp_path: Path) -> None:
+    run = Store(str(tmp_path))
+    kept_in(run, {10: None, 20: 0.5, 30: None, 40: 0.2, 50: None, 60: 0.3, 70: None, 80: 0.25})
+    names = [info.key for info in run.list("checkpoints/")]
+    assert sorted(names) == sorted(name for kimg in (40, 70, 80) for name in (
+        keys.checkpoint(kimg), keys.checkpoint(kimg).replace(".safetensors", ".json")))
+    best, latest = training._best_meta(run), training._latest_meta(run)
+    assert best is not None and latest is not None and (best["kimg"], latest["kimg"]) == (40, 80)
+    assert training._choice(best, latest) == (
+        "not the last checkpoint is kept: lowest distance to the val images (0.2000) after 40.0 thousand images, 0.2500 at the end")
+    kept_in(run, {90: 0.2})                          # of equals the newest
+    best = training._best_meta(run)
+    assert best is not None and best["kimg"] == 90 and not run.exists(keys.checkpoint(40))
+
+
+def test_without_scores_the_newest_is_taken(tmp_path: Path) -> None:
+    run = Store(str(tmp_path))
+    assert training._best_meta(run) is None
+    kept_in(run, {1: None, 2: None, 3: None})
+    best = training._best_meta(run)
+    assert best is not None and best["kimg"] == 3 and training._choice(best, best) == ""
+    assert len(run.list("checkpoints/")) == 4
+
+
+@pytest.mark.slow
+def test_a_run_publishes_its_best_checkpoint_and_tells_why(tmp_path: Path, ray_cluster: None) -> None:
+    config = config_of(budget={"kimg": 60}, options={"width": 8, "lr_schedule": "constant", "lr_g": 1e-2, "lr_d": 1e-2})
+    run, snapshot = prepared(str(tmp_path), config)
+    notes = Notes()
+    made = training.train(config, snapshot, run, notes)
+    scores = {m["kimg"]: m["validation"] for m in training.load_metrics(run) if "validation" in m}
+    assert len(scores) == 3 and made.validation == min(scores.values()) == scores[made.trained_kimg]
+    assert made.choice in notes.notes and "val images" in made.choice
+    assert load_generator(run.get(made.key)).meta["kimg"] == made.trained_kimg
+
+
 @pytest.mark.parametrize(("train", "words"), [
     ({"options": {"learning_rate": 1}}, "learning_rate"),
     ({"options": {"lr_g": "fast"}}, "lr_g"),
