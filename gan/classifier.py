@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from gan.classical import ClassicalAugment
 from gan.errors import BadCheckpoint
 from gan.precision import has_bf16
+
+if TYPE_CHECKING:
+    from gan.inception import Inception
 
 FEATURES = 128
 Architecture = Literal["conv", "residual"]
@@ -356,8 +359,8 @@ def _cycle(values: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarr
 
 
 @torch.inference_mode()
-def embed(net: Classifier, images: Tensor, batch_size: int = 512) -> tuple[Tensor, Tensor]:
-    """Features float32 (N, 128) and logits float32 (N, classes) of uint8 images (N, C, H, W)."""
+def embed(net: "Classifier | Inception", images: Tensor, batch_size: int = 512) -> tuple[Tensor, Tensor]:
+    """Features float32 (N, 128) and logits float32 (N, classes) of uint8 images (N, C, H, W); of the FID network (N, 2048)."""
     net.eval()
     features = [net.features(to_unit(part)) for part in images.split(batch_size)]
     joined = torch.cat(features) if features else torch.empty(0, FEATURES)

@@ -42,3 +42,7 @@ class TrainingDiverged(GanError):
         self.reason, self.kimg, self.last_good = reason, kimg, last_good
         kept = "the last good checkpoint is kept" if last_good is not None else "no earlier checkpoint was taken"
         super().__init__(f"training diverged at {kimg:.1f} kimg: {reason}; {kept}")
+
+
+class BadWeights(GanError):
+    """The FID network's weights are not there, can't be fetched, or are other ones; nothing in them was executed."""

@@ -175,6 +175,7 @@ class EvaluateConfig(Section):
 
     samples: int = Field(5000, ge=10)
     features: Literal["domain", "random", "inception"] = "domain"
+    inception_weights: str | None = None             # file of the FID network; None: where torch keeps downloads, fetched once
     lift: LiftConfig | None = Field(default_factory=LiftConfig)
 
 

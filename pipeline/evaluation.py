@@ -10,12 +10,14 @@ import json
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gan import inception
 from gan.checkpoint import load_generator
 from gan.classical import ClassicalAugment
 from gan.classifier import (
@@ -29,6 +31,8 @@ from gan.classifier import (
     standardise,
     train_classifier,
 )
+from gan.errors import BadWeights
+from gan.inception import Inception
 from gan.metrics.agreement import agreement, balanced_accuracy
 from gan.metrics.confidence import inception_like_score
 from gan.metrics.diversity import diversity
@@ -78,10 +82,10 @@ class Splits:
 class Networks:
     """Who looks at the images."""
 
-    extractor: Classifier
+    extractor: Classifier | Inception
     judge: Classifier | None                         # None: one class only, nothing to judge
     filter: Classifier | None                        # for `pipeline.filtering`; it and the extractor know train alone
-    features: str                                    # domain | random
+    features: str                                    # domain | random | inception
     trained_on: str | None                           # `rows_digest` of what extractor or filter learnt from
 
 
@@ -116,15 +120,15 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
     if done is not None:
         progress.note("evaluation was finished before")
         return done
-    if config.evaluate.features == "inception":
-        raise ConfigError("evaluate.features: inception needs the FID network's weights, which ganmill does not "
-                          "bring; set evaluate.features: domain")
     began = time.perf_counter()
+    fid = fid_network(config.evaluate.inception_weights) if config.evaluate.features == "inception" else None
     splits = _load(run, len(snapshot.classes))
     draw, discriminator = _generator(run, checkpoint, splits.train)
     progress.note("training the feature extractor and the judge")
     networks = train_networks(config, splits, len(snapshot.classes))
     check_trained_on(networks.trained_on, splits.train.images, splits.train.labels, "the feature extractor")
+    if fid is not None:
+        networks = replace(networks, extractor=fid, features="inception")
     _put_filter(run, networks)
     notes: list[str] = []
     card, = all_side_by_side(                        # one thread: on a busy machine several wait for one another
@@ -212,6 +216,21 @@ def _random_features(train: Rows, classes: int) -> Classifier:
     net = build_classifier(ClassifierSpec("conv", resolution, channels, classes, 32), seed=0)
     standardise(net, train.images)
     return net.eval()
+
+
+def fid_network(path: str | None) -> Inception:
+    """The FID network with the weights of a file, or with those that are fetched once to torch's own place for downloads.
+
+    Raises:
+        ConfigError: they are not there, can't be fetched, or are other ones.
+    """
+    try:
+        if path is None:
+            place = Path(torch.hub.get_dir()) / "checkpoints" / inception.URL.rsplit("/", 1)[1]
+            return inception.load(inception.fetch(place))
+        return inception.load(path)
+    except BadWeights as e:
+        raise ConfigError(f"evaluate.features: inception: {e}: set evaluate.features: domain") from e
 
 
 def _put_filter(run: Store, networks: Networks) -> None:

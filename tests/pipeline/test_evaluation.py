@@ -231,11 +231,28 @@ def test_one_class_is_evaluated_with_random_features(tmp_path: Path, digits: Any
     assert "two classes" in card.lift.sentence
 
 
-def test_what_cannot_be_had_is_refused(tmp_path: Path, digits: Any) -> None:
+def test_the_fid_network_serves_as_extractor(tmp_path: Path, digits: Any) -> None:
+    import safetensors.torch
+
+    from gan.inception import Inception
+
+    safetensors.torch.save_file(Inception().state_dict(), tmp_path / "w.safetensors")
+    _, (images, labels) = split_digits(digits, train=100)
+    networks = evaluation.Networks(evaluation.fid_network(str(tmp_path / "w.safetensors")), None, None, "inception", None)
+    draw = from_rows(images, labels)
+    seen = evaluation.look_at_samples(lambda y, z: torch.from_numpy(draw(y, z)), np.array([2, 1]), networks, 0)
+    assert seen.seen.features.shape == (3, 2048)
+
+
+def test_what_cannot_be_had_is_refused(tmp_path: Path, digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = split_digits(digits, train=100)
-    case = make_case(tmp_path, data, tuple("0123456789"), features="inception")
-    with pytest.raises(ConfigError, match="domain"):
+    case = make_case(tmp_path, data, tuple("0123456789"), features="inception", inception_weights=str(tmp_path / "none.pth"))
+    with pytest.raises(ConfigError, match=r"none.pth is not there.*features: domain"):
         case.evaluate()
+    monkeypatch.setattr("gan.inception.fetch.__defaults__", ("file:///nowhere/weights.pth", 1.0))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with pytest.raises(ConfigError, match=r"can't be fetched.*features: domain"):
+        make_case(tmp_path, data, tuple("0123456789"), features="inception").evaluate()
     swapped = make_case(tmp_path, data, tuple("0123456789"))
     swapped.run.put("checkpoints/x", b"others")
     with pytest.raises(CorruptShard, match="not the checkpoint"):
