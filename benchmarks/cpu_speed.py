@@ -1,0 +1,112 @@
+"""Training speed on a CPU: the peak of a convolution here and now, what share of it the default preset uses, and the rest's names.
+
+    python benchmarks/cpu_speed.py [--model auto] [--batch-size 64] [--resolution 32] [--seconds 10] [--set width=32 …]
+
+The peak is a 64→64 convolution of 3×3 at 32×32, batch 64, channels_last, forward and backward, in float32 and in bf16. Operations
+of a training step are counted by torch's own counter (a multiplication and an addition are two). Where the time goes is read from
+torch's profiler: the time that each operator spends itself, grouped. Convolutions with few channels next to the image run far
+below the peak, so they are listed one by one.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from typing import Any
+
+import torch
+from gpu import Case, Trainer, timed
+from machine import machine
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+CPU = torch.device("cpu")
+GROUPS = (                                           # the first whose word is part of an operator's name
+    ("convolutions, backward", ("convolution_backward", "mkldnn_convolution_backward", "conv_transpose2d_backward")),
+    ("convolutions, forward", ("convolution", "conv2d", "conv_transpose")),
+    ("linear layers", ("addmm", "aten::mm", "linear", "bmm", "matmul", "aten::dot", "aten::mv")),
+    ("normalisation", ("batch_norm", "group_norm", "native_norm")),
+    ("optimizers and averages", ("adam", "lerp", "foreach", "rmsprop")),
+    ("casts and copies", ("copy_", "to_copy", "contiguous", "clone", "cat", "empty", "aten::to", "fill_", "zero_")),
+    ("activations", ("relu", "tanh", "softplus", "sigmoid")),
+    ("draws and gathers", ("index", "rand", "normal", "embedding", "searchsorted")),
+)
+
+
+def peak(dtype: torch.dtype, seconds: float) -> float:
+    """Operations a second of the convolution, forward and backward."""
+    layer = nn.Conv2d(64, 64, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    x = torch.randn(64, 64, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+
+    def once() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = layer(x)
+        out.backward(torch.ones_like(out))
+
+    return 3 * 2 * 64 * 32 * 32 * 64 * 64 * 9 / timed(once, CPU, seconds)
+
+
+def where_time_goes(trainer: Trainer, steps: int) -> tuple[dict[str, float], list[tuple[str, float]]]:
+    """Milliseconds a step by group, and by shape for convolutions."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as traced:
+        for _ in range(steps):
+            trainer()
+    groups: dict[str, float] = defaultdict(float)
+    shapes: dict[str, float] = defaultdict(float)
+    for event in traced.key_averages(group_by_input_shape=True):
+        spent = event.self_cpu_time_total / 1000 / steps
+        name = event.key.lower()
+        group = next((group for group, words in GROUPS if any(word in name for word in words)), "everything else")
+        groups[group] += spent
+        if group.startswith("convolutions") and spent > 0:
+            sizes = [s for s in event.input_shapes if len(s) == 4][:3]
+            shapes[f"{event.key.removeprefix('aten::')} {' · '.join('×'.join(map(str, s)) for s in sizes)}"] += spent
+    return groups, sorted(shapes.items(), key=lambda item: -item[1])
+
+
+def main() -> None:
+    """Prints peak, speed, share and the rest."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="auto")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)                   # as the training loop does
+    options: dict[str, Any] = {}
+    for pair in args.set:
+        name, _, text = pair.partition("=")
+        try:
+            options[name] = json.loads(text)
+        except json.JSONDecodeError:
+            options[name] = text
+    print(machine())
+    peaks = {name: peak(dtype, min(2.0, args.seconds)) for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))}
+    print(f"convolution peak, {torch.get_num_threads()} thread(s): float32 {peaks['float32'] / 1e9:.0f} GFLOP/s, "
+          f"bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s")
+    case = Case(args.model, args.model, args.resolution, args.channels, args.batch_size, options)
+    trainer = Trainer(case, CPU, False)
+    flops = trainer.flops()
+    step_s = timed(trainer, CPU, args.seconds)
+    precision = trainer.recipe.precision
+    print(f"{trainer.spec.family}, {args.resolution} px, {args.channels} channel(s), batch {args.batch_size}, {precision}: "
+          f"{args.batch_size / step_s:,.0f} images/s, {1000 * step_s:.1f} ms a step, {flops / 1e9 / args.batch_size * 1000:.0f} MFLOP an "
+          f"image, {flops / step_s / 1e9:.0f} GFLOP/s = {flops / step_s / peaks[precision]:.0%} of the {precision} peak"
+          + (f", {flops / step_s / peaks['float32']:.0%} of the float32 peak" if precision != "float32" else ""))
+    ideal = 1000 * flops / peaks[precision]
+    groups, shapes = where_time_goes(trainer, max(5, round(min(args.seconds, 5) / step_s)))
+    total = sum(groups.values())
+    print(f"where {total:.1f} ms a step go (profiled; at the peak all operations would take {ideal:.1f} ms):")
+    for name, spent in sorted(groups.items(), key=lambda item: -item[1]):
+        print(f"  {spent:7.2f} ms  {spent / total:5.1%}  {name}")
+    print("the longest convolutions (input or gradient · weight):")
+    for name, spent in shapes[:10]:
+        print(f"  {spent:7.2f} ms  {name}")
+
+
+if __name__ == "__main__":
+    main()
