@@ -45,8 +45,10 @@ class MixtureRecipe:
     loss: str = "relativistic"
     gamma: float = 0.01                             # γ/2 · (R1 + R2), in units of the mixture's scale
     gamma_end: float = 2e-5
+    penalty_every: int = 1                           # lazily: every k-th step, k times as heavy
     noise: float = 0.0                               # deviation of a blur at the start, in units of the mixture's scale …
-    noise_until: float = 0.5                         # … which falls to 0 by this share of the run
+    noise_end: float = 0.01                          # … which falls to this …
+    noise_until: float = 0.8                         # … by this share of the run, and is none from there on
     lr_g: float = 3e-3
     lr_d: float = 1e-3
     lr_floor: float = 0.02                           # of both
@@ -55,13 +57,14 @@ class MixtureRecipe:
     width: int = 128
     depth: int = 3
     z_dim: int = 2
+    steepness: float = 1.0                           # of G's first layer at the start: cliffs in z grow from there
     octaves: int = 3                                 # of sines and cosines of the coordinates that D sees beside them
     ema_half_life_steps: float = 200.0
 
     def __post_init__(self) -> None:
-        whole = (self.steps, self.batch_size, self.packing, self.width, self.depth, self.z_dim)
+        whole = (self.steps, self.batch_size, self.packing, self.width, self.depth, self.z_dim, self.penalty_every)
         if min(whole) < 1 or (self.seconds is not None and self.seconds <= 0):
-            raise BadRecipe("steps, batch_size, packing, width, depth and z_dim must be at least 1, seconds above 0")
+            raise BadRecipe("steps, batch_size, packing, width, depth, z_dim and penalty_every must be at least 1, seconds above 0")
         loss_by_name(self.loss)
 
     @property
@@ -78,8 +81,11 @@ class MixtureRecipe:
         return self.gamma ** (1 - t) * self.gamma_end**t if self.gamma > 0 and self.gamma_end > 0 else 0.0
 
     def noise_at(self, t: float) -> float:
-        """Deviation of the blur at progress t, falling linearly."""
-        return self.noise * max(0.0, 1 - t / self.noise_until) if self.noise_until > 0 else 0.0
+        """Deviation of the blur at progress t, falling geometrically to `noise_end`, then none."""
+        if t >= self.noise_until or self.noise <= 0:
+            return 0.0
+        u = t / self.noise_until
+        return self.noise ** (1 - u) * self.noise_end**u
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,8 @@ class _Duel:
         both = torch.cat([self.blurred(self.real(n), t), self.blurred(self.fake(n).detach(), t)])
         loss_d = self.loss.discriminator(*self.score(both).chunk(2))
         penalty = loss_d.new_zeros(())
-        if (gamma := recipe.gamma_at(t)) > 0:        # γ/2 · (R1 + R2); one mean over both halves the sum
+        if (gamma := recipe.gamma_at(t)) > 0 and step % recipe.penalty_every == 0:   # γ/2 · (R1 + R2)
+            gamma *= recipe.penalty_every
             penalty = gamma * squared_gradient_norm(self.score, both).sum() / (2 * recipe.batch_size)
         self.opt_d.zero_grad()
         (loss_d + penalty).backward()
@@ -246,6 +253,9 @@ def _networks(recipe: MixtureRecipe, seed: int) -> tuple[nn.Module, nn.Module]:
                 nn.init.kaiming_normal_(layer.weight, 0.2)
                 nn.init.zeros_(layer.bias)
             nn.init.uniform_(linear[0].bias, -1.0, 1.0)
+        with torch.no_grad():
+            for parameter in next(layer for layer in g if isinstance(layer, nn.Linear)).parameters():
+                parameter.mul_(recipe.steepness)
     return g, nn.Sequential(waves, d)
 
 

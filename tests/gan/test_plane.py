@@ -62,7 +62,8 @@ def test_budget_in_seconds_ends_the_run() -> None:
     assert 0.5 <= run.seconds < 3 and run.points > 8
 
 
-@pytest.mark.parametrize("change", [{"packing": 0}, {"steps": 0}, {"loss": "lsgan"}, {"seconds": -1.0}, {"z_dim": 0}])
+@pytest.mark.parametrize("change", [{"packing": 0}, {"steps": 0}, {"loss": "lsgan"}, {"seconds": -1.0}, {"z_dim": 0},
+                                    {"penalty_every": 0}])
 def test_refusals(change: dict) -> None:
     with pytest.raises(BadRecipe):
         MixtureRecipe(**change)
@@ -77,7 +78,7 @@ def test_schedules() -> None:
     recipe = MixtureRecipe(lr_floor=0.1, gamma=1.0, gamma_end=0.01, noise=0.4, noise_until=0.5)
     assert (recipe.lr_scale(0), recipe.lr_scale(1)) == (1.0, pytest.approx(0.1))
     assert (recipe.gamma_at(0), recipe.gamma_at(0.5), recipe.gamma_at(1)) == (1.0, pytest.approx(0.1), pytest.approx(0.01))
-    assert [recipe.noise_at(t) for t in (0, 0.25, 0.5, 0.9)] == [0.4, pytest.approx(0.2), 0, 0]
+    assert [recipe.noise_at(t) for t in (0, 0.25, 0.5, 0.9)] == [0.4, pytest.approx((0.4 * 0.01) ** 0.5), 0, 0]
     assert MixtureRecipe(gamma=0.0).gamma_at(0.3) == 0.0 and MixtureRecipe(noise=0.0).noise_at(0) == 0.0
 
 
