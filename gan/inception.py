@@ -53,9 +53,9 @@ class _Mixed(nn.Module):
         for branch in self.plan:
             width = inputs
             for step in branch:
-                for name, outputs, kernel, *stride in step:  # type: ignore[misc]
+                for name, outputs, kernel, *stride in step:
                     self.add_module(str(name), _Convolution(width, outputs, kernel, *(stride or [1]), border=not stride))
-                width = sum(layer[1] for layer in step)      # type: ignore[misc]
+                width = sum(layer[1] for layer in step)
             self.outputs += width
         if pooled:
             self.branch_pool = _Convolution(inputs, pooled, 1)

@@ -84,9 +84,9 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
     state = new_state(images, labels, spec, recipe, seed, device)
     if resume is not None:
         checkpoint.restore(state, resume)
-    elif isinstance(state.d, Projected):
+    else:
         began = time.perf_counter()
-        state.d.teach(images.to(device), labels.to(device), recipe.feature_steps_here(), seed)
+        _teach(state, images.to(device), labels.to(device))
         state.elapsed_s = time.perf_counter() - began          # part of a budget in seconds
     for network in (state.g, state.d):
         network.train()
@@ -126,6 +126,12 @@ def new_state(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, see
     return TrainState(spec, recipe, seed, data_digest(images, labels), g, d, average,
                       _optimizer(g, recipe.lr_g, recipe, device), _optimizer(d, recipe.lr_d, recipe, device),
                       rows_per_class=tuple(counts.tolist()))
+
+
+def _teach(state: TrainState, images: Tensor, labels: Tensor) -> None:
+    """What a discriminator must know before the first step."""
+    if isinstance(state.d, Projected):
+        state.d.teach(images, labels, state.recipe.feature_steps_here(), state.seed)
 
 
 def _check_inputs(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, world: int) -> None:
@@ -219,6 +225,8 @@ class _Run:
         data = recovery.from_first_worker(self.keeper.good if collapsed else self.keeper.best_known, self.workers.world,
                                           self.update.device)
         recovery.rewind(self.state, data, f"at {at:.1f} kimg: {reason}")
+        if data is None:
+            _teach(self.state, self.images, self.labels)
         self.state.elapsed_s = elapsed_s             # as all workers know it; time that was lost is spent
         self._begin()
         if self.rank == 0 and self.hooks.on_restart is not None:
@@ -241,8 +249,8 @@ class _Run:
             self._schedule(t)
             measure = self._clock() - self.logged_s >= self.recipe.metrics_every_s
             control = self._control(control)
-            now = Moment(self.state.step, self.recipe.gamma_scale(t), self.recipe.augment_p_at(t), measure,
-                         self.recipe.label_strength_at(t))
+            now = Moment(self.state.step, self.recipe.gamma_scale(t), self.recipe.augment_p_at(t),
+                         self.recipe.label_strength_at(t), measure)
             readings, control = self.update(now, control)
             self._advance()
             stopped, troubled = self._agree(control)
