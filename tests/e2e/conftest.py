@@ -1,5 +1,6 @@
 """The command as its user starts it: a process of its own, with nothing left behind."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,39 +111,54 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.fixture
-def prefect_server(command: Command) -> Iterator[str]:
-    """A real Prefect server on SQLite; its API's URL. Ended by process id."""
+@contextlib.contextmanager
+def serving(command: Command, **database: str) -> Iterator[str]:
+    """A real Prefect server on SQLite, or on the database that the environment names; its API's URL. Ended by process id."""
     url = f"http://127.0.0.1:{free_port()}/api"
-    env = {**command.env, "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    env = {**command.env, "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **database}
     log = (command.folder / "server.log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", url.split(":")[2].split("/")[0]],
         env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )
-    deadline = time.monotonic() + 300                # a loaded machine may take minutes to start it
-    while True:
-        try:
-            with urllib.request.urlopen(url + "/health", timeout=2):
+    try:
+        deadline = time.monotonic() + 300            # a loaded machine may take minutes to start it
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(url + "/health", timeout=2):
                 break
-        except OSError:
             if time.monotonic() > deadline or server.poll() is not None:
-                server.kill()
                 pytest.fail((command.folder / "server.log").read_text()[-2000:])
             time.sleep(0.5)
-    yield url
-    os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-    log.close()
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        log.close()
+
+
+@pytest.fixture
+def prefect_server(command: Command) -> Iterator[str]:
+    """A real Prefect server on SQLite; its API's URL."""
+    with serving(command) as url:
+        yield url
 
 
 def api(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """A POST to Prefect's API."""
-    request = urllib.request.Request(
-        url + path, data=json.dumps(body or {}).encode(), headers={"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=20) as reply:
-        return json.loads(reply.read())
+    """A POST to Prefect's API; asked again, as its own clients do, while the server is too busy to take it."""
+    deadline = time.monotonic() + 120
+    while True:
+        request = urllib.request.Request(
+            url + path, data=json.dumps(body or {}).encode(), headers={"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as reply:
+                return json.loads(reply.read())
+        except urllib.error.HTTPError as e:
+            if e.code not in (429, 503) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
