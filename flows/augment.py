@@ -10,7 +10,8 @@ from prefect import flow
 from flows import page, points, stages
 from flows.listening import listener
 from flows.logs import name_run
-from pipeline.cluster import check_resources, connected
+from flows.metrics import measured
+from pipeline.cluster import check_resources, connected, is_jobs_url
 from pipeline.config import Config, parse_config
 
 
@@ -28,8 +29,10 @@ def augment(config: Config, run_id: str | None = None) -> stages.Outcome:
         GateRefused: the images did not pass; the report in the run folder says why.
         GanmillError: any other named failure; what was finished is kept for the next start.
     """
-    with page.bad_ends(config, run_id) as subject, listener() as progress:
+    with page.bad_ends(config, run_id) as subject, measured(subject.name) as figures, listener(figures) as progress:
         settings = subject.settings = parse_config(cast(dict[str, Any], config))
+        if is_jobs_url(settings.cluster.address):        # the whole run happens on that cluster
+            return stages.submit(settings, cast(dict[str, Any], config), run_id, progress)
         check_resources(settings)
         run = stages.begin(settings, run_id, progress)
         subject.run_id = run.run_id

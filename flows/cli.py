@@ -27,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON li
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; write nothing.")]
 
 
-@app.command()
+@app.command(short_help="The whole job: images in, published dataset out.")
 def run(
     config: ConfigFile, set_: Overrides = None, run_id: RunId = None, dry_run: DryRun = False, as_json: Json = False
 ) -> None:
@@ -38,32 +38,32 @@ def run(
     _finish(lambda: _augment(config, set_, run_id, as_json), as_json, resume=_resume_command(config, set_, run_id))
 
 
-@app.command()
+@app.command(short_help="Check config and source; write nothing.")
 def validate(config: ConfigFile, set_: Overrides = None, as_json: Json = False) -> None:
     """Check config and source, print the resolved config and the plan; write nothing."""
     _finish(lambda: _validate(config, set_), as_json, resume=None)
 
 
-def _stage_command(name: str, text: str) -> None:
+def _stage_command(name: str, short: str, text: str) -> None:
     def command(config: ConfigFile, set_: Overrides = None, run_id: RunId = None, as_json: Json = False) -> None:
         def work() -> dict[str, Any]:
-            from flows.single import run_stage
+            from flows.single import stage_here
 
-            return _listened(lambda progress: run_stage(name, _loaded(config, set_), run_id, progress), as_json)
+            return _listened(lambda progress: stage_here(name, config, set_ or [], run_id, progress), as_json)
 
         _finish(work, as_json, resume=_resume_command(config, set_, run_id, name))
 
     command.__doc__ = text
-    app.command(name)(command)
+    app.command(name, short_help=short)(command)
 
 
-_stage_command("train", "One stage of a run: prepare the data and train the generator.")
-_stage_command("evaluate", "One stage of a run: measure the generator and let the gate decide.")
-_stage_command("sample", "One stage of a run: mint the planned images and publish them.")
-_stage_command("report", "One stage of a run: write its report again.")
+_stage_command("train", "One stage: prepare data, train the generator.", "One stage of a run: prepare the data and train the generator.")
+_stage_command("evaluate", "One stage: measure; the gate decides.", "One stage of a run: measure the generator and let the gate decide.")
+_stage_command("sample", "One stage: mint the images, publish.", "One stage of a run: mint the planned images and publish them.")
+_stage_command("report", "One stage: write the report again.", "One stage of a run: write its report again.")
 
 
-@app.command()
+@app.command(short_help="What a published dataset holds.")
 def show(
     url: Annotated[str, typer.Argument(help="A dataset's URL, <publish.url>/<name>, or a version's below it.")],
     as_json: Json = False,
@@ -78,7 +78,7 @@ def show(
     _finish(work, as_json, resume=None)
 
 
-@app.command()
+@app.command(short_help="Check every shard against its manifest.")
 def verify(
     url: Annotated[str, typer.Argument(help="A dataset's URL, <publish.url>/<name>, or a version's below it.")],
     deep: Annotated[bool, typer.Option("--deep", help="Decode every row too: labels, uids, images.")] = False,
@@ -96,7 +96,7 @@ def verify(
     _finish(work, as_json, resume=None)
 
 
-@app.command()
+@app.command(short_help="`run` on the digits example, out of the box.")
 def demo(set_: Overrides = None, run_id: RunId = None, as_json: Json = False) -> None:
     """`run` on the digits example: no download, no server, no GPU."""
     config = _demo_config()

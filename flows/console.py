@@ -16,6 +16,7 @@ from flows.logs import StructuredProgress, json_wanted
 
 LINE_EVERY_S = 5.0
 JSON_EVERY_S = 1.0
+_FOR_PROGRAMS = {"queue", "in_flight"}           # in the JSON and for Prometheus, not on a terminal
 _LABELS = {"images_per_s": "images/s", "loss_d": "D", "loss_g": "G", "kimg": "kimg"}
 
 
@@ -23,6 +24,8 @@ def describe(figures: dict[str, float | str]) -> str:
     """`12.8 kimg  1,612 images/s  D 1.21  G 0.88`."""
     parts = []
     for name, value in figures.items():
+        if name in _FOR_PROGRAMS:
+            continue
         label = _LABELS.get(name, name.replace("_", " "))
         if isinstance(value, str):
             parts.append(f"{label} {value}")

@@ -228,10 +228,14 @@ def _ray_installed() -> Finding:
 
 
 def _ray(config: Any) -> Finding:
-    from pipeline.cluster import connected, describe_cluster
+    from pipeline.cluster import connected, describe_cluster, is_jobs_url
     from pipeline.config import parse_config
 
     def connect() -> str:
+        if config is not None and is_jobs_url(config.cluster.address):
+            from pipeline.jobs import jobs_version
+
+            return f"{config.cluster.address}: takes jobs, Ray {jobs_version(config.cluster.address)}"
         wanted = config or parse_config({"name": "doctor", "source": {"format": "digits"}, "sample": {"workers": 1}})
         with connected(wanted):
             return f"{wanted.cluster.address}: {describe_cluster()}"

@@ -26,10 +26,10 @@ def command_line(progress: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listener() -> Iterator[Any]:
-    """The listener for this flow run: the command line's if it started the run, and Prefect's run page."""
+def listener(*others: Any) -> Iterator[Any]:
+    """The listener for this flow run: the command line's if it started the run, Prefect's run page, and `others`."""
     page = RunPage()
-    progress = Tee(_command_line, page) if _command_line is not None else page
+    progress = Tee(*([_command_line] if _command_line is not None else []), page, *others)
     try:
         yield progress
     finally:

@@ -21,7 +21,7 @@ def add_commands(app: typer.Typer, finish: Finish) -> None:
 
 
 def _add_init(app: typer.Typer, finish: Finish) -> None:
-    @app.command()
+    @app.command(short_help="Write a commented config for labelled images.")
     def init(
         url: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URL of labelled images, or `digits`.", show_default=False)],
         out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The config to write.")] = Path("ganmill.yaml"),
@@ -45,7 +45,7 @@ def _add_init(app: typer.Typer, finish: Finish) -> None:
 
 
 def _add_doctor(app: typer.Typer, finish: Finish) -> None:
-    @app.command()
+    @app.command(short_help="Is everything there? Each fault with a remedy.")
     def doctor(
         config: Annotated[Path | None, typer.Argument(
             metavar="[CONFIG]", help="A config whose source, store and cluster shall be tried too.")] = None,
@@ -63,7 +63,7 @@ def _add_doctor(app: typer.Typer, finish: Finish) -> None:
 
 
 def _add_deploy(app: typer.Typer, finish: Finish) -> None:
-    @app.command()
+    @app.command(short_help="Put the run on a Prefect server, scheduled.")
     def deploy(
         config: ConfigFile,
         schedule: Annotated[str | None, typer.Option(
@@ -86,7 +86,7 @@ def _add_deploy(app: typer.Typer, finish: Finish) -> None:
 
 
 def _add_runs(app: typer.Typer, finish: Finish) -> None:
-    @app.command()
+    @app.command(short_help="A dataset's runs, and how far they are.")
     def runs(
         place: Annotated[str | None, typer.Argument(
             metavar="[PLACE]", help="A config, or a dataset's URL <publish.url>/<name>; every dataset below ./out by default.")] = None,
@@ -102,7 +102,7 @@ def _add_runs(app: typer.Typer, finish: Finish) -> None:
 
 
 def _add_status(app: typer.Typer, finish: Finish) -> None:
-    @app.command()
+    @app.command(short_help="One run: stage, progress, how it ended.")
     def status(
         run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder's URL.", show_default=False)],
         place: Annotated[str | None, typer.Option("--in", metavar="PLACE", help="Where to look for the id: as for `runs`.")] = None,

@@ -8,14 +8,16 @@ from typing import Any
 from flows.outcome import Outcome
 from pipeline.config import Config
 from pipeline.errors import GanmillError, GateRefused, Interrupted
-from pipeline.records import Scorecard, Snapshot
+from pipeline.records import Scorecard, Snapshot, Verdict
 from pipeline.redaction import public_url
 from pipeline.store import Store
 
 PUBLISHED_EVENT = "ganmill.dataset.published"
 REFUSED_EVENT = "ganmill.dataset.refused"            # measured, and not good enough: the version before stays
+UP_TO_DATE_EVENT = "ganmill.dataset.up-to-date"     # nothing had to be done; with the first, the sign of life
 FAILED_EVENT = "ganmill.dataset.failed"              # the run ended without a word on the images
 _UNKNOWN = "ganmill.dataset.unknown"
+MAX_PICTURE_BYTES = 500_000                          # the server keeps it in its database
 
 
 def run_name() -> str:
@@ -93,20 +95,33 @@ def scores(scorecard: Scorecard) -> None:
         create_table_artifact(table=rows, key="ganmill-scores", description=f"{words} N = {scorecard.samples:,} samples")
 
 
+def picture(key: str, png: bytes, text: str) -> None:
+    """A picture on the run page, sent along with it: the store's address may mean nothing to a browser."""
+    if _in_flow_run() and len(png) <= MAX_PICTURE_BYTES:
+        from base64 import b64encode
+
+        from prefect.artifacts import create_image_artifact
+
+        create_image_artifact(image_url=f"data:image/png;base64,{b64encode(png).decode()}", key=key, description=text)
+
+
+def verdict(decided: Verdict) -> None:
+    """What the gate decided, and why."""
+    if _in_flow_run():
+        from prefect.artifacts import create_markdown_artifact
+
+        word = "passed" if decided.passed else "**refused**" if decided.enforced else "not passed, but the gate is off"
+        create_markdown_artifact(markdown="\n".join([word, "", *(f"- {reason}" for reason in decided.reasons)]), key="ganmill-verdict")
+
+
 def published(outcome: Outcome) -> None:
     """A link to the report, and the event, which comes only after `LATEST.json` moved."""
     if _in_flow_run():
         from prefect.artifacts import create_link_artifact, create_markdown_artifact
-        from prefect.events import emit_event
 
         create_link_artifact(link=outcome.report_url, link_text="report", key="ganmill-report", description=outcome.version)
         create_markdown_artifact(markdown=_story(outcome), key="ganmill-version")
-        emit_event(
-            PUBLISHED_EVENT,
-            resource={"prefect.resource.id": f"ganmill.dataset.{outcome.dataset_url}",
-                      "prefect.resource.name": outcome.dataset_url.rsplit("/", 1)[-1]},
-            payload={"version": outcome.version, "rows": outcome.rows, "url": outcome.dataset_url, "run_id": outcome.run_id},
-        )
+        _emit_good_end(PUBLISHED_EVENT, outcome)
 
 
 def up_to_date(outcome: Outcome) -> None:
@@ -115,6 +130,18 @@ def up_to_date(outcome: Outcome) -> None:
         from prefect.artifacts import create_markdown_artifact
 
         create_markdown_artifact(markdown=f"**up to date**: {outcome.version} stands. {_story(outcome)}", key="ganmill-version")
+        _emit_good_end(UP_TO_DATE_EVENT, outcome)
+
+
+def _emit_good_end(event: str, outcome: Outcome) -> None:
+    from prefect.events import emit_event
+
+    emit_event(
+        event,
+        resource={"prefect.resource.id": f"ganmill.dataset.{outcome.dataset_url}",
+                  "prefect.resource.name": outcome.dataset_url.rsplit("/", 1)[-1]},
+        payload={"version": outcome.version, "rows": outcome.rows, "url": outcome.dataset_url, "run_id": outcome.run_id},
+    )
 
 
 def _story(outcome: Outcome) -> str:

@@ -1,15 +1,20 @@
 """Runs started from the command line: the whole flow in this process, or one stage without Prefect."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from flows.errors import PrefectError
 from flows.logs import name_run
 from pipeline import keys, runs
 from pipeline.config import Config, load_config, read_config
 from pipeline.records import Checkpoint
 from pipeline.redaction import hide_secrets
 from pipeline.runs import Run
+
+_STARTUP = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 
 
 def augment_here(path: Path, overrides: list[str], run_id: str | None, progress: Any) -> dict[str, Any]:
@@ -21,9 +26,20 @@ def augment_here(path: Path, overrides: list[str], run_id: str | None, progress:
     Raises:
         GanmillError: every failure that has a name.
     """
-    from pipeline.cluster import check_resources
+    from flows.metrics import measured
 
     settings = load_config(path, overrides)          # every fault of the config, before anything heavy is imported
+    with measured(settings.name):
+        return _augment_here(settings, path, overrides, run_id, progress)
+
+
+def _augment_here(settings: Config, path: Path, overrides: list[str], run_id: str | None, progress: Any) -> dict[str, Any]:
+    from pipeline.cluster import check_resources, is_jobs_url
+
+    if is_jobs_url(settings.cluster.address):
+        from flows.submission import submitted
+
+        return submitted("run", settings, read_config(path, overrides), run_id, progress)
     check_resources(settings)
     run = runs.describe_run(settings, run_id)
     manifest = runs.published_version(settings, run)
@@ -38,8 +54,20 @@ def augment_here(path: Path, overrides: list[str], run_id: str | None, progress:
     name_run(run.run_id)
     parameters, hidden = hide_secrets(read_config(path, overrides))
     os.environ.update(hidden)
-    with command_line(progress):
+    with command_line(progress), _named_trouble():
         return augment(cast(Config, parameters), run.run_id).to_result()
+
+
+@contextlib.contextmanager
+def _named_trouble() -> Iterator[None]:
+    """Prefect's own small server did not come up: the machine's trouble, not ganmill's."""
+    try:
+        yield
+    except RuntimeError as e:
+        if "ephemeral Prefect API" not in str(e):
+            raise
+        raise PrefectError(f"Prefect's own small server did not come up within {os.environ[_STARTUP]} s: this machine is busy with other "
+                           f"work; start again, allow it more ({_STARTUP}), or give a server of yours as PREFECT_API_URL") from e
 
 
 def quiet_prefect() -> None:
@@ -49,10 +77,22 @@ def quiet_prefect() -> None:
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+    os.environ.setdefault(_STARTUP, "180")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if not os.environ.get("PREFECT_API_URL"):        # nobody would read them, and at the end some can't be sent any more
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+
+
+def stage_here(name: str, path: Path, overrides: list[str], run_id: str | None, progress: Any) -> dict[str, Any]:
+    """One stage of a run, in this process or as a job of the cluster whose Jobs URL the config gives."""
+    from pipeline.cluster import is_jobs_url
+
+    config = load_config(path, overrides)
+    if is_jobs_url(config.cluster.address):
+        from flows.submission import submitted
+
+        return submitted(name, config, read_config(path, overrides), run_id, progress)
+    return run_stage(name, config, run_id, progress)
 
 
 def run_stage(name: str, config: Config, run_id: str | None, progress: Any) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Retries only where the fault may pass by itself: the object store and the source
 would only repeat itself, and a lost worker is dealt with below, by Ray.
 """
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
@@ -16,7 +18,7 @@ from flows import page
 from flows.outcome import Outcome
 from flows.outcome import published as published_outcome
 from flows.outcome import up_to_date as up_to_date_outcome
-from pipeline import walk
+from pipeline import keys, walk
 from pipeline.config import Config
 from pipeline.errors import StoreError
 from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict, Version
@@ -74,7 +76,12 @@ def prepare(config: Config, run: Run, progress: Any) -> Snapshot:
 @stage()
 def train(config: Config, snapshot: Snapshot, run: Run, progress: Any) -> Checkpoint:
     """Snapshot → checkpoint, on Ray."""
-    return walk.train(config, snapshot, run, progress)
+    checkpoint = walk.train(config, snapshot, run, progress)
+    with contextlib.suppress(StoreError):            # no run fails for want of a picture
+        newest = run.folder.list(keys.GRIDS)[-1:]
+        for info in newest:
+            page.picture("ganmill-samples", run.folder.get(info.key), f"Samples after {checkpoint.trained_kimg:,.0f} kimg")
+    return checkpoint
 
 
 @stage(retries=1)
@@ -82,6 +89,8 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Ru
     """Checkpoint → scorecard."""
     scorecard = walk.evaluate(config, snapshot, checkpoint, run, progress)
     page.scores(scorecard)
+    with contextlib.suppress(StoreError):
+        page.picture("ganmill-nearest", run.folder.get(keys.NEAREST), "Samples, each beside its nearest training image")
     return scorecard
 
 
@@ -90,7 +99,11 @@ def gate(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, run: Run, progress: Any
 ) -> Verdict:
     """Scorecard → verdict; raises `GateRefused` after writing the report."""
-    return walk.gate(config, snapshot, checkpoint, scorecard, run, progress)
+    try:
+        return walk.gate(config, snapshot, checkpoint, scorecard, run, progress)
+    finally:
+        with contextlib.suppress(StoreError):
+            page.verdict(Verdict.from_json(run.folder.get_json(keys.VERDICT)))
 
 
 @stage(retries=3)
@@ -112,6 +125,20 @@ def publish(
 ) -> Version:
     """Receipts → a version, visible all at once, with its card and report."""
     return walk.publish(config, snapshot, checkpoint, scorecard, verdict, plan, receipts, run, progress)
+
+
+@stage()
+def submit(config: Config, raw: dict[str, Any], run_id: str | None, progress: Any) -> Outcome:
+    """The whole run as a job of the cluster; its story is told here as if it happened here."""
+    from flows.submission import submitted
+
+    told = submitted("run", config, raw, run_id, progress)
+    outcome = Outcome(**{field.name: told[field.name] for field in dataclasses.fields(Outcome)})
+    if outcome.status == "published":
+        page.published(outcome)
+    else:
+        page.up_to_date(outcome)
+    return outcome
 
 
 @stage()

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.nodes import check_software, copy_code
 
 OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel through it, images don't
 CONNECT_TIMEOUT_S = 5.0
@@ -37,12 +38,14 @@ def local_cpus() -> int:
 
 
 def check_resources(config: Config) -> None:
-    """Refuses a config that asks a local cluster for more than this machine has. Takes milliseconds.
+    """Refuses a config whose address is none, or that asks a local cluster for more than this machine has. Takes milliseconds.
 
     Raises:
         ConfigError: names the key, what was asked, what is here and the remedy.
     """
     if config.cluster.address != "local":
+        if config.cluster.address != "inline":       # sampling in this process, without Ray
+            parse_address(config.cluster.address)
         return
     cpus = local_cpus()
     for key, workers in (("train.workers", config.train.workers), ("sample.workers", config.sample.workers)):
@@ -91,8 +94,10 @@ def connected(config: Config) -> Iterator[None]:
     if temp is not None:                             # torch leaves a cache folder in the temporary folder otherwise
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temp / "torchinductor"))
     try:
-        _init(config.cluster.address, temp)
+        _init(config.cluster.address, temp, config.cluster.ship_code)
         _check_size(config)
+        if not local:
+            check_software(config.cluster.address)
         yield
     finally:
         ray.shutdown()
@@ -108,18 +113,24 @@ def _temp_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="gm-", dir=base if len(base) <= 33 else "/tmp"))
 
 
+def is_jobs_url(address: str) -> bool:
+    """Is it the URL of a cluster's Jobs API, to which whole commands are submitted (`pipeline.jobs`)?"""
+    return address.startswith(("http://", "https://"))
+
+
 def parse_address(address: str) -> tuple[str, int] | None:
-    """(host, port) of a Ray head, None for `local` and `auto`.
+    """(host, port) of a Ray head, None for `local`, `auto` and a Jobs URL.
 
     Raises:
         ConfigError: it is none of these.
     """
-    if address in ("local", "auto"):
+    if address in ("local", "auto") or is_jobs_url(address):
         return None
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(
-            f"cluster.address: {address!r} is none of local, auto, or host:port of a Ray head node (e.g. 10.0.0.5:6379)"
+            f"cluster.address: {address!r} is none of local, auto, host:port of a Ray head node (e.g. 10.0.0.5:6379), or its Jobs URL "
+            "(e.g. http://10.0.0.5:8265)"
         )
     return host.strip("[]"), int(port)
 
@@ -138,9 +149,11 @@ def _check_reachable(address: str) -> None:
         ) from e
 
 
-def _init(address: str, temp: Path | None) -> None:
+def _init(address: str, temp: Path | None, ship_code: bool) -> None:
     import ray
 
+    if is_jobs_url(address):
+        raise ConfigError(f"cluster.address: {address}: a Jobs URL takes whole commands (ganmill run), not a part of one; give host:port")
     _check_reachable(address)
 
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": f"ganmill-{os.getpid()}"}
@@ -151,7 +164,11 @@ def _init(address: str, temp: Path | None) -> None:
                 _temp_dir=str(temp), _node_ip_address="127.0.0.1", **common,
             )
         else:
-            ray.init(address=address, **common)
+            with tempfile.TemporaryDirectory(prefix="ganmill-code-") as folder:
+                if ship_code:
+                    copy_code(Path(folder))
+                    common["runtime_env"] = {"working_dir": folder}
+                ray.init(address=address, **common)
             if _started_here():
                 raise ClusterError(
                     f"cluster.address: {address}: no running Ray cluster was found; start one with `ray start --head`, "
@@ -166,7 +183,7 @@ def _init(address: str, temp: Path | None) -> None:
                 "some CPU, memory or /dev/shm and continue with the same command"
             ) from e
         raise ClusterError(
-            f"cluster.address: {address}: can't connect to Ray: {str(e).splitlines()[0]}; check the address and that the "
+            f"cluster.address: {address}: can't connect to Ray: {' '.join(str(e).split())[:400]}; check the address and that the "
             "cluster runs the same Ray and Python versions"
         ) from e
 
@@ -184,8 +201,8 @@ def _check_size(config: Config) -> None:
 
     have = ray.cluster_resources()
     wants = {
-        "CPU": float(max(config.train.workers, config.sample.workers)),
-        "GPU": max(config.train.workers * config.train.gpus_per_worker, config.sample.workers * config.sample.gpus_per_worker),
+        "CPU": float(max(config.train.fewest_workers, config.sample.workers)),
+        "GPU": max(config.train.fewest_workers * config.train.gpus_per_worker, config.sample.workers * config.sample.gpus_per_worker),
     }
     for kind, want in wants.items():
         if have.get(kind, 0.0) < want:

@@ -32,22 +32,27 @@ _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 class Section(BaseModel):
     """A part of the config: immutable, and no key that we don't know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class LongTail(Section):
     """Exponential class sizes: `head` images in the first class, `head / ratio` in the last."""
 
     head: int = Field(ge=1)
+    """Images of the first class."""
     ratio: float = Field(ge=1)
+    """First class over last class; the sizes between fall exponentially."""
 
 
 class Subset(Section):
     """Which part of the source's train split to take; drawn by seed, the test split stays whole."""
 
     per_class: int | None = Field(None, ge=1)
+    """At most so many training images of each class."""
     longtail: LongTail | None = None
-    classes: list[str] | None = Field(None, min_length=1)     # only these; numbering stays the source's
+    """An uneven source out of an even one."""
+    classes: list[str] | None = Field(None, min_length=1)
+    """Only these; numbering stays the source's. All by default."""
 
     @model_validator(mode="after")
     def _one_of(self) -> "Subset":
@@ -62,12 +67,19 @@ class SourceConfig(Section):
     """Where the labelled images lie."""
 
     format: SourceFormat
+    """How the images are labelled: one folder a class, Hugging Face image columns, MNIST's files, tar shards, or built in."""
     url: str | None = None
+    """Folder or file, any fsspec URL; none for the built-in `digits` and `gaussians`."""
     subset: Subset | None = None
-    variant: str | None = None                       # gaussians: two | ring8 | grid25
-    image_column: str | None = None                  # parquet: guessed from the schema when not given
+    """A part of the train split alone."""
+    variant: str | None = None
+    """With `gaussians`: `two`, `ring8` or `grid25`."""
+    image_column: str | None = None
+    """With `parquet`: guessed from the schema by default."""
     label_column: str | None = None
-    storage_options: dict[str, Any] = Field(default_factory=dict)   # handed to fsspec, e.g. {endpoint_url: …}
+    """With `parquet`: guessed from the schema by default."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Handed to fsspec (`endpoint_url`, `key`, …); never stored, logged or shown."""
 
     @model_validator(mode="after")
     def _url_fits(self) -> "SourceConfig":
@@ -93,16 +105,22 @@ class Splits(Section):
     """Shares of the source held out by content hash; an official test split wins over `test`."""
 
     val: float = Field(0.15, gt=0, lt=0.5)
+    """Share of each class held out for choices."""
     test: float = Field(0.15, gt=0, lt=0.5)
+    """Share of each class held out for the final figures; an official test split wins."""
 
 
 class PrepareConfig(Section):
     """The form that images are brought into."""
 
     resolution: int = Field(32, ge=8, le=256, json_schema_extra={"multipleOf": 4})
+    """Pixels, square; a multiple of 4."""
     channels: Literal["grey", "rgb"] = "grey"
+    """What images are converted to."""
     splits: Splits = Field(default_factory=lambda: Splits(val=0.15, test=0.15))
+    """By content hash of duplicate groups."""
     max_bad: float = Field(0.01, ge=0, le=1)
+    """Share of unreadable items allowed before the run fails; each is quarantined with its reason."""
 
     @field_validator("resolution")
     @classmethod
@@ -116,7 +134,9 @@ class Budget(Section):
     """How long to train: thousands of real images shown to the discriminator, or minutes of wall clock."""
 
     kimg: float | None = Field(None, gt=0)
+    """Thousands of real images shown to the discriminator."""
     minutes: float | None = Field(None, gt=0)
+    """Wall-clock minutes of training, instead."""
 
     @model_validator(mode="after")
     def _one_of(self) -> "Budget":
@@ -129,22 +149,47 @@ class AugmentConfig(Section):
     """What the labels bear: a flipped 6 is no 6, so flips and colour are off unless the dataset bears them."""
 
     flip: bool = False
+    """Mirrored images keep their label."""
     color: bool = False
+    """Recoloured images keep their label."""
     translate: bool = True
-    geometry: bool = True                            # mild rotation and scale
+    """Small shifts; seen by the discriminator only, like all of these."""
+    geometry: bool = True
+    """Mild rotation and scale."""
 
 
 class TrainConfig(Section):
     """The generator's training."""
 
     model: Family = "auto"
+    """`auto`: the preset that wins for such data and budget."""
     budget: Budget = Field(default_factory=lambda: Budget(kimg=200))
+    """Schedules follow it. One of the two."""
     workers: int = Field(1, ge=1, le=1024)
+    """Data-parallel processes; on CPUs one with all threads is the faster."""
+    min_workers: int | None = Field(None, ge=1)
+    """Fewer than `workers`: elastic training, which begins and goes on with what the cluster has left, down to so many."""
     gpus_per_worker: float = Field(0, ge=0)
-    batch_size: int | None = Field(None, ge=2, le=65536)   # of all workers together; None: the model's preset
+    """0: on CPUs."""
+    batch_size: int | None = Field(None, ge=2, le=65536)
+    """Of all workers together; the model's preset by default."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
-    max_failures: int = Field(2, ge=0)               # worker losses survived before the run fails
-    options: dict[str, Any] = Field(default_factory=dict)   # recipe overrides by name, e.g. {lr_g: 0.0002}
+    """What the labels bear."""
+    max_failures: int = Field(2, ge=0)
+    """Lost workers survived before the run fails."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Hyper-parameters by name (`lr_g`, `width`, `checkpoint_every_kimg`, …), see `gan/recipe.py`; with `gaussians`, `gan/plane.py`."""
+
+    @model_validator(mode="after")
+    def _elastic_downwards(self) -> "TrainConfig":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} must be at most workers {self.workers}")
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """With how many workers training may begin."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "TrainConfig":
@@ -158,9 +203,13 @@ class LiftConfig(Section):
     """The lift trial: paired seeds, mixing ratios (synthetic rows per real row)."""
 
     seeds: int = Field(3, ge=1, le=100)
+    """Pairs of classifiers trained with and without synthetic images."""
     ratios: list[float] = Field(default_factory=lambda: [0.5, 1.0], min_length=1)
-    steps: int | None = Field(None, ge=1)            # optimizer steps a classifier; None: by data size
-    arms: Literal["quick", "all"] = "quick"          # quick: balanced sampling with and without synthetic images
+    """Synthetic rows per real row that are tried; 0 is always among them."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps of each classifier; by data size by default."""
+    arms: Literal["quick", "all"] = "quick"
+    """`quick`: balanced sampling with and without synthetic images; `all`: the whole laboratory."""
 
     @field_validator("ratios")
     @classmethod
@@ -174,21 +223,33 @@ class EvaluateConfig(Section):
     """What to measure, on how many samples, in which feature space."""
 
     samples: int = Field(5000, ge=10)
+    """Generated images that are measured."""
     features: Literal["domain", "random", "inception"] = "domain"
-    inception_weights: str | None = None             # file of the FID network; None: where torch keeps downloads, fetched once
+    """Whose features: a classifier trained on the source, random, or Inception (where its weights are)."""
+    inception_weights: str | None = None
+    """File of the FID network; null: where torch keeps downloads, fetched once and checked."""
     lift: LiftConfig | None = Field(default_factory=LiftConfig)
+    """The trial whether the images help a classifier; `null` leaves it out."""
 
 
 class GateConfig(Section):
     """Thresholds that decide whether the images may be published."""
 
     enabled: bool = True
+    """Whether the thresholds below decide."""
     min_lift_pp: float | None = 0.0
+    """Percentage points of balanced accuracy. 0 and above: only a proven lift of at least so much, see
+    [lift.md](lift.md#what-the-gate-asks); below 0: no larger loss; `null` asks nothing, here and below."""
     max_memorised: float | None = Field(0.02, ge=0, le=1)
+    """Share of samples nearer to a training image than unseen real images are."""
     min_coverage: float | None = Field(0.5, ge=0, le=1)
+    """Share of real images that have a generated neighbour."""
     min_agreement: float | None = Field(None, ge=0, le=1)
-    min_diversity: float | None = Field(0.5, ge=0)   # the least varied class against its real images
-    max_fd_ratio: float | None = Field(None, gt=0)   # Fréchet distance as a multiple of the real-against-real floor
+    """Share of samples that a classifier gives the label they were asked for."""
+    min_diversity: float | None = Field(0.5, ge=0)
+    """Spread of the least varied class over that of its real images."""
+    max_fd_ratio: float | None = Field(None, gt=0)
+    """Fréchet distance as a multiple of the floor, real against real."""
 
 
 FILTERS = ("min_confidence", "max_centroid_distance", "min_nearest_distance", "max_nearest_distance", "min_discriminator")
@@ -199,12 +260,20 @@ class SampleConfig(Section):
     """How many images of each class to mint, and into which files."""
 
     target: Literal["balance"] | dict[str, int] = "balance"
+    """`balance`: as many as each class lacks against the largest; or `{per_class: n}`, `{class: n, …}`, `{total: n}`."""
     format: ShardFormat = "parquet"
+    """Of the shards."""
     rows_per_shard: int = Field(1000, ge=1, le=1_000_000)
-    bytes_per_shard: int | None = Field(None, ge=1)  # instead: as many rows as surely fit
+    """Images in one shard."""
+    bytes_per_shard: int | None = Field(None, ge=1)
+    """Instead: as many rows as surely fit, were no image to shrink as PNG; at most 500 MiB."""
     workers: int = Field(2, ge=1, le=4096)
+    """Processes that mint shards."""
     gpus_per_worker: float = Field(0, ge=0)
+    """0: on CPUs."""
     filter: dict[str, float] = Field(default_factory=dict)
+    """Redraw what fails a threshold, every reject is counted: `min_confidence`, `max_centroid_distance`, `min_nearest_distance`,
+    `max_nearest_distance`, `min_discriminator`, see [lift.md](lift.md#the-filter)."""
 
     @field_validator("target", mode="before")
     @classmethod
@@ -243,8 +312,11 @@ class PublishConfig(Section):
     """Where the versions go."""
 
     url: str
+    """Folder or any fsspec URL: `s3://`, `gs://`, `az://`, `file://`, `memory://`. Versions go to `<url>/<name>`."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
-    retention: int | None = Field(None, ge=1)        # latest versions to keep; None: all
+    """As in `source`."""
+    retention: int | None = Field(None, ge=1)
+    """How many of the latest versions stay; all by default."""
 
     @field_validator("url")
     @classmethod
@@ -258,13 +330,18 @@ class ClusterConfig(Section):
     """Which Ray cluster does the work."""
 
     address: str = "local"
+    """`local`, `auto` (on a node of a Ray cluster), `host:port` of a Ray head, or `http://host:8265`, its Jobs URL."""
+    ship_code: bool = False
+    """Take this ganmill along instead of the one that is installed on the cluster's nodes (not with `local`)."""
 
 
 class Config(Section):
     """The whole config of one run."""
 
     name: str
+    """The dataset's name in the store: 1 to 63 of a-z, 0-9 and inner dashes."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Everything drawn follows from it."""
     source: SourceConfig
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -346,7 +423,8 @@ class Config(Section):
         content.pop("cluster")
         content.pop("publish")
         content["source"].pop("storage_options")
-        content["train"].pop("max_failures")
+        for name in ("max_failures", "min_workers"):
+            content["train"].pop(name)
         for stage in ("train", "sample"):
             content[stage].pop("workers")
             content[stage].pop("gpus_per_worker")

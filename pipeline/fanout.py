@@ -33,7 +33,7 @@ from pipeline.mint import Generate, KeptShards, Mint, MintJob, RowFilter, load_g
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, ShardSpec, Snapshot
-from pipeline.store import Store, compact_json
+from pipeline.store import Store, compact_json, troubles
 
 MAX_TRIES = 3                                        # of one shard
 POLL_S = 0.2                                         # a wait on Ray can't be interrupted by a cancellation
@@ -76,8 +76,10 @@ def sample(
         kept=_kept(plan, dataset, version),
     )
     all_rows = plan.rows if isinstance(plan, Plan) else sum(spec.rows for spec in plan)
-    tally = _Tally(progress, sum(receipt.rows for receipt in done), all_rows, len(done), len(plan))
-    tally.tell()
+    tally = _Tally(progress, all_rows, len(plan))
+    for receipt in done:
+        tally.add(receipt)
+    tally.begin()
     missing = (spec for spec in plan if not done.has(spec.index))
     if len(done) < len(plan):
         inside = in_process(config, run, dataset)
@@ -243,22 +245,30 @@ class _Bundler:
 @dataclass
 class _Tally:
     progress: Progress
-    rows: int
     all_rows: int
-    shards: int
     all_shards: int
-    made_rows: int = 0
-    started: float = field(default_factory=time.monotonic)
+    rows: int = 0
+    shards: int = 0
+    rejects: int = 0
+    rows_at_start: int = 0
+    started: float = 0.0
 
     def add(self, receipt: Receipt) -> None:
         self.rows += receipt.rows
-        self.made_rows += receipt.rows
         self.shards += 1
+        self.rejects += sum(receipt.rejects.values())
 
-    def tell(self) -> None:
-        rate = self.made_rows / max(1e-9, time.monotonic() - self.started)
-        shards = f"{self.shards}/{self.all_shards}"
-        self.progress.update(self.rows, self.all_rows, images_per_s=round(rate), shards=shards)
+    def begin(self) -> None:
+        """From now on rows are made; those so far were found."""
+        self.rows_at_start, self.started = self.rows, time.monotonic()
+        self.tell(0)
+
+    def tell(self, in_flight: int) -> None:
+        rate = (self.rows - self.rows_at_start) / max(1e-9, time.monotonic() - self.started)
+        self.progress.update(
+            self.rows, self.all_rows, images_per_s=round(rate), shards=f"{self.shards}/{self.all_shards}", rejects=self.rejects,
+            in_flight=in_flight, queue=self.all_shards - self.shards - in_flight,
+        )
 
 
 def _drive(
@@ -288,7 +298,7 @@ def _drive(
                 task.failures.append(outcome.reason)
                 task.alone = task.alone or outcome.worker_lost
                 (given_up if len(task.failures) >= MAX_TRIES else again).append(task)
-        tally.tell()
+        tally.tell(in_flight)
     if given_up:
         raise SamplingFailed(_given_up(given_up, tally))
 
@@ -407,7 +417,9 @@ class RayPool:
             if ref == worker.ready:
                 worker.ready = None
             else:
-                outcomes.append((worker.tasks.pop(ref), result))
+                made, failed_requests = result
+                troubles.add(failed_requests)
+                outcomes.append((worker.tasks.pop(ref), made))
         self._check_alive()
         return outcomes
 
@@ -471,5 +483,6 @@ class _Minter:
     def ready(self) -> bool:
         return True
 
-    def make(self, spec: ShardSpec) -> Receipt | Failure:
-        return _attempt(self._mint, spec)
+    def make(self, spec: ShardSpec) -> tuple[Receipt | Failure, int]:
+        """The shard's receipt, and how many requests to the store failed on the way."""
+        return _attempt(self._mint, spec), troubles.take()

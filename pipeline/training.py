@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, Interrupted, MissingObject, RunMismatch, StoreError, TrainingFailed
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Snapshot
-from pipeline.store import Store
+from pipeline.store import Store, troubles
 
 KEEP_CHECKPOINTS = 2
 METRICS_EVERY_S = 5.0
@@ -165,16 +165,18 @@ def _fit(config: Config, snapshot: Snapshot, shared: Store, run: Store, digest: 
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     threads = cpus_per_worker(config.train.workers)
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()    # lives and dies with the driver's node
     gpu = config.train.gpus_per_worker > 0
     resources: dict[str, float] = {"CPU": threads, **({"GPU": config.train.gpus_per_worker} if gpu else {})}
     bookkeeping = tempfile.mkdtemp(prefix="ganmill-ray-")
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": Job(shared, config, snapshot, digest, threads, board)},
-        scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=_worker_count(config), use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=f"ganmill-{digest}-{time.time_ns()}", storage_path=bookkeeping,   # an existing name is silently resumed
             failure_config=FailureConfig(max_failures=config.train.max_failures),
@@ -188,6 +190,12 @@ def _fit(config: Config, snapshot: Snapshot, shared: Store, run: Store, digest: 
     finally:
         shutil.rmtree(bookkeeping, ignore_errors=True)
     return ending
+
+
+def _worker_count(config: Config) -> Any:             # int or (int, int); the types of Ray 2.60 know the first alone
+    """As many as asked for, or (fewest, most): Ray then begins with what the cluster has, and again when that changes."""
+    fewest, most = config.train.fewest_workers, config.train.workers
+    return most if fewest == most else (fewest, most)
 
 
 def _listen(fit: "Future[Any]", board: Any, ending: _Ending, run: Store, progress: Progress) -> None:
@@ -240,6 +248,8 @@ def _hear(events: list[tuple[str, Any]], ending: _Ending, progress: Progress) ->
             ending.reason = payload
         elif kind == "stopped":
             ending.stopped = True
+        elif kind == "store_errors":
+            troubles.add(payload)
 
 
 def _root_cause(error: BaseException) -> str:
@@ -371,9 +381,11 @@ def choose_preset(config: Config, resolution: int, counts: Sequence[int], device
         )
     except GanError as e:
         raise ConfigError(f"train.model {asked.model}: {e}") from e
-    if recipe.batch_size % asked.workers:
-        raise ConfigError(f"train.workers: {asked.workers} workers can't share batches of {recipe.batch_size} evenly; "
-                          f"set train.batch_size to a multiple of {asked.workers}")
+    for workers in range(asked.fewest_workers, asked.workers + 1):
+        if recipe.batch_size % workers:
+            raise ConfigError(f"train.workers: {workers} workers can't share batches of {recipe.batch_size} evenly; "
+                              f"set train.batch_size to a multiple of {workers}"
+                              + (", or train.min_workers higher" if asked.fewest_workers < asked.workers else ""))
     return spec, recipe, reason
 
 
@@ -401,6 +413,7 @@ def _hooks(job: Job, rank: int, facts: dict[str, Any]) -> Any:
         job.run.put(key, data)
         job.run.put_json(key.removesuffix(".safetensors") + ".json", {**meta, **facts, "key": key})
         _prune(job.run)
+        push("store_errors", troubles.take())
 
     def on_restart(reason: str, kimg: float) -> None:
         for name in _checkpoint_names(job.run):      # what came after it is no good

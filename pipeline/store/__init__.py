@@ -7,9 +7,12 @@ happen once use the store's own conditions (If-None-Match, If-Match); a store th
 and every other fault leaves as one `StoreError`.
 """
 
+from pipeline.store import troubles
 from pipeline.store.json_text import compact_json, json_bytes
 from pipeline.store.objects import Capabilities, ObjectInfo, Store
 from pipeline.store.opening import S3_TIMEOUTS_S
 from pipeline.store.reading import clear_errors, open_filesystem
 
-__all__ = ["S3_TIMEOUTS_S", "Capabilities", "ObjectInfo", "Store", "clear_errors", "compact_json", "json_bytes", "open_filesystem"]
+__all__ = [
+    "S3_TIMEOUTS_S", "Capabilities", "ObjectInfo", "Store", "clear_errors", "compact_json", "json_bytes", "open_filesystem", "troubles",
+]

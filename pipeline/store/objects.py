@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from pipeline import faults
 from pipeline.errors import StoreError
-from pipeline.store import opening
+from pipeline.store import opening, troubles
 from pipeline.store.addresses import LOCAL, checked, root_of
 from pipeline.store.backend import Backend
 from pipeline.store.json_text import json_bytes
@@ -293,6 +293,8 @@ class Store:
             try:
                 return act(self._backend(), path)
             except Exception as e:  # noqa: BLE001  the boundary to fsspec: each kind of fault is named in `faults`
+                if not faults.is_missing(e):         # "there is none" is an answer
+                    troubles.add()
                 if attempt < tries and faults.is_transient(e):
                     time.sleep(min(BACKOFF_S * 2 ** (attempt - 1), MAX_BACKOFF_S) * random.uniform(0.5, 1))
                     continue

@@ -14,10 +14,13 @@ import ray._private.ray_constants as ray_constants
 import ray.scripts.scripts as ray_scripts
 from jsonschema.validators import validator_for
 
+from flows import metrics
 from tests.deploy.files import DEPLOY, compose, dockerfile
 
 # variables that the images of others are documented to read
 OF_OTHERS = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"}
+
+OF_THE_STORE = {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
 def schema_faults(content: dict[str, Any]) -> list[str]:
@@ -64,7 +67,7 @@ def test_every_environment_name_is_read_by_someone() -> None:
             elif variable.startswith("RAY_"):
                 assert variable in ray_sources, f"{name}: Ray has no {variable}"
             else:
-                assert variable in OF_OTHERS | {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+                assert variable in OF_OTHERS | OF_THE_STORE | {metrics.PORT}
 
 
 def prefect_setting_names() -> set[str]:

@@ -2,9 +2,17 @@
 
 import fnmatch
 import json
+import urllib.request
 from typing import Any
 
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.retention import retire
+from pipeline.store import Store
 from tests.deploy.files import DEPLOY
+from tests.pipeline.small import small_run
+from tests.servers import s3_process
 
 Request = tuple[str, str, str]                       # action, resource, prefix asked for
 
@@ -39,3 +47,32 @@ def test_the_policies_keep_to_their_places() -> None:
     assert allowed(("s3:GetObject", f"{at}/sets/digits/versions/v000001/data/train-00000.parquet", ""), reader)
     for action, key in [("s3:GetObject", "sets/digits/runs/abc/prepared/train.safetensors"), ("s3:PutObject", "sets/digits/LATEST.json")]:
         assert not allowed((action, f"{at}/{key}", ""), reader), key
+
+
+def test_they_hold_on_a_server_that_enforces_them() -> None:
+    """moto's: actions and resources, no conditions."""
+    import boto3
+
+    with s3_process() as server:
+        root = {"endpoint_url": server.url, "aws_access_key_id": "tester", "aws_secret_access_key": "tester", "region_name": "us-east-1"}
+        iam = boto3.client("iam", **root)
+        boto3.client("s3", **root).create_bucket(Bucket="ganmill")
+        keys = {}
+        for name in ("writer", "reader"):
+            iam.create_user(UserName=name)
+            iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=(DEPLOY / f"policies/ganmill-{name}.json").read_text())
+            made = iam.create_access_key(UserName=name)["AccessKey"]
+            keys[name] = {**server.options, "key": made["AccessKeyId"], "secret": made["SecretAccessKey"]}
+        enforce = urllib.request.Request(f"{server.url}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
+        with urllib.request.urlopen(enforce, timeout=10):
+            pass
+        run = small_run("s3://ganmill/sets", options=keys["writer"])
+        version = run.finish()                       # probe, plan, shards, receipts, manifest, LATEST: all that a run does
+        assert version.rows == 26 and retire(run.dataset, 1) == []
+        reader = Store("s3://ganmill/sets/small", keys["reader"])
+        assert reader.get_json("LATEST.json")["version"] == version.name
+        for refused in (lambda: reader.put("LATEST.json", b"{}"), lambda: reader.delete("LATEST.json"),
+                        lambda: reader.get(f"runs/{run.run_id}/plan.json"),
+                        lambda: Store("s3://ganmill/elsewhere", keys["writer"]).put("a", b"1")):
+            with pytest.raises(StoreError, match="no permission"):
+                refused()

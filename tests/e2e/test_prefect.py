@@ -35,7 +35,10 @@ def test_the_run_page_tells_the_story(command: Command, prefect_server: str, s3_
     assert set(tasks.values()) == {"COMPLETED"} and len(tasks) < 20
 
     artifacts = {a["key"]: a for a in api(prefect_server, "/artifacts/filter")}
-    assert {"ganmill-classes", "ganmill-scores", "ganmill-report", "ganmill-version"} <= set(artifacts)
+    assert {"ganmill-classes", "ganmill-scores", "ganmill-verdict", "ganmill-samples", "ganmill-nearest", "ganmill-report",
+            "ganmill-version"} <= set(artifacts)
+    assert artifacts["ganmill-samples"]["data"].startswith("data:image/png;base64,iVBOR")
+    assert "gate is off" in artifacts["ganmill-verdict"]["data"] or artifacts["ganmill-verdict"]["data"].startswith("passed")
     assert ended.result["version"] in artifacts["ganmill-version"]["data"]
     assert "fd_domain" in artifacts["ganmill-scores"]["data"]
 

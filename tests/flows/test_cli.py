@@ -30,8 +30,19 @@ def test_help_imports_nothing_heavy() -> None:
     code = "import sys, flows.cli; print([m for m in ('torch','ray','prefect','pyarrow','pydantic','numpy','sklearn') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     text = invoke("--help").output
-    for command in ("run", "validate", "train", "evaluate", "sample", "report", "show", "verify", "demo"):
+    for command in ("run", "validate", "train", "evaluate", "sample", "report", "show", "verify", "demo", "init", "doctor", "deploy",
+                    "runs", "status"):
         assert command in text
+    assert not [line for line in text.partition("Commands:")[2].splitlines() if line.endswith("...")], "a command's line is cut short"
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_an_address_that_is_none_is_refused_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(command, config_file(tmp_path, cluster={"address": "htp://10.0.0.5:8265"}))
+    assert result.exit_code == 2 and "Jobs URL" in result.output and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("sections", "words"), [
