@@ -97,12 +97,19 @@ ODD: dict[str, tuple[str, Callable[[Image.Image], bytes]]] = {
 }
 
 
-def make(folder: Path, damaged: int = 50, odd: int = 0, per_class: int | None = None) -> dict[str, str]:
+def sound(label: int, all_of_it: int, per_class: int | None, ratio: float) -> int:
+    """How many sound images a class gets: the class 0 all or `per_class`, the others ever fewer, the class 9 a `ratio`-th."""
+    most = all_of_it if per_class is None else min(per_class, all_of_it)
+    return max(1, round(most * ratio ** (-label / 9)))
+
+
+def make(folder: Path, damaged: int = 50, odd: int = 0, per_class: int | None = None, ratio: float = 1.0) -> dict[str, str]:
     """Writes `<folder>/<digit>/<name>`.
 
     Args:
         damaged, odd: files to mix in, spread over the classes and their kinds.
         per_class: sound images of each class; all by default.
+        ratio: class 0 over class 9; the sizes between fall exponentially.
 
     Returns:
         name below the folder → kind, of what was mixed in.
@@ -113,7 +120,7 @@ def make(folder: Path, damaged: int = 50, odd: int = 0, per_class: int | None = 
     mixed = {}
     for label, rows in of_class.items():
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
-        for row in rows[:per_class].tolist():
+        for row in rows[:sound(label, len(rows), per_class, ratio)].tolist():
             (folder / str(label) / f"{row:04d}.png").write_bytes(encoded(images[row], "PNG"))
     for group, count, kinds in (("damaged", damaged, DAMAGED), ("odd", odd, ODD)):
         names = list(kinds)
@@ -134,8 +141,9 @@ def main() -> None:
     parser.add_argument("--damaged", type=int, default=50, help="files that can't be used (default 50)")
     parser.add_argument("--odd", type=int, default=0, help="files of rare but sound kinds (default 0)")
     parser.add_argument("--per-class", type=int, default=None, help="sound images a class (default all, 1,797 in sum)")
+    parser.add_argument("--ratio", type=float, default=1.0, help="class 0 over class 9, an uneven set (default 1: even)")
     options = parser.parse_args()
-    mixed = make(options.folder, options.damaged, options.odd, options.per_class)
+    mixed = make(options.folder, options.damaged, options.odd, options.per_class, options.ratio)
     print(f"{options.folder}: digits with {len(mixed)} damaged or odd files mixed in")
 
 

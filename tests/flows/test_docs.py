@@ -1,5 +1,6 @@
 """The documentation against the code: messages that exist, commands that exist, links that lead somewhere."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -56,3 +57,21 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_what_is_written_from_the_code_is_as_the_code_is_now() -> None:
+    """docs/configuration.md's table and docs/api.md."""
+    import subprocess
+    import sys
+
+    checked = subprocess.run([sys.executable, "docs/write_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False,
+                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_every_key_of_the_config_is_explained() -> None:
+    table = (ROOT / "docs/configuration.md").read_text()
+    told = re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+?) \| (.*?) \|$", table, re.MULTILINE)
+    assert len(told) > 50 and not [key for key, _, _, meaning in told if len(meaning) < 3]
+    for key, value in {"prepare.resolution": "≥ 8 ≤ 256", "source.format": "`imagefolder`", "train.min_workers": "or null"}.items():
+        assert value in {k: v for k, v, _, _ in told}[key]
