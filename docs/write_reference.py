@@ -115,7 +115,8 @@ def keys_table() -> str:
     """The whole table."""
     lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
     for key, allowed, fallback, meaning in rows(Config):
-        lines.append(" | ".join(["", f"`{key}`", allowed.replace("|", r"\|"), fallback, " ".join(meaning.split()).replace("|", r"\|"), ""]).strip())
+        told = " ".join(meaning.split())
+        lines.append(" | ".join(["", f"`{key}`", allowed.replace("|", r"\|"), fallback, told.replace("|", r"\|"), ""]).strip())
     return "\n".join(lines)
 
 
