@@ -29,8 +29,8 @@ from pipeline import keys, seeds
 from pipeline.errors import CorruptShard, GanmillError, MissingObject
 from pipeline.publication import verify
 from pipeline.store import objects
+from tests.pipeline.crashing import Killed, Reaper, killed_at_each_write, killed_child, reaped
 from tests.pipeline.small import CLASSES, SmallRun, small_run
-from tests.pipeline.test_crashes import Killed, Reaper, killed_child, reaped
 from tests.servers import S3Server, faulty, s3_process
 
 WANTED = {"cat": 17, "dog": 9}
@@ -107,21 +107,12 @@ def killed_at_every_write(format_name: str, append: bool) -> Line:
     """Before and after each."""
     line = Line(f"killed at every write, {format_name}{', appending' if append else ''}")
     for after in (False, True):
-        at, died = 1, True
-        while died:
-            run = memory_run(format_name, append)
-            watching = Watching(at, after, run.dataset)
-            with reaped(watching):
-                try:
-                    run.finish()
-                    died = False
-                except Killed:
-                    line.faults += 1
-            run.finish()
-            line.points += died
+        for run, watching in killed_at_each_write(lambda: memory_run(format_name, append), after, Watching):
+            line.faults += 1
+            line.points += 1
             line.partial += watching.partial
+            run.finish()
             line.check(run)
-            at += 1
     return line
 
 

@@ -17,8 +17,8 @@ from pipeline.plan import Kept, Plan, open_plan
 from pipeline.publication import show, verify
 from pipeline.records import Checkpoint
 from pipeline.retention import retire
+from tests.pipeline.crashing import assert_whole, killed_at_each_write
 from tests.pipeline.small import CHECKPOINT, CLASSES, SNAPSHOT, SmallRun, load_every_third, paint, small_run
-from tests.pipeline.test_crashes import Killed, Reaper, reaped
 from tests.servers import S3Server
 
 FORMATS = ["parquet", "png", "webdataset"]
@@ -161,18 +161,11 @@ def test_killed_at_every_write_of_an_append(format_name: str, after: bool) -> No
         small_run(url, "r1", format=format_name, target={"cat": 3, "dog": 4}, rows_per_shard=4).finish()
         return small_run(url, "r2", format=format_name, target={"cat": 3, "dog": 7}, rows_per_shard=4)
 
-    with reaped(Reaper()) as count:
-        run = prepared()
-        start = count.writes
+    for run, reaper in killed_at_each_write(prepared, after):
+        assert reaper.looks >= reaper.at - 1
         run.finish()
-    for at in range(1, count.writes - start + 1):
-        run = prepared()
-        with reaped(Reaper(at, after, run.dataset)) as reaper, pytest.raises(Killed):
-            run.finish()
-        assert reaper.looks >= at - 1
-        run.finish()
-        told = verify(run.dataset.url, deep=True, orphans=True)
-        assert told["rows_per_class"] == {"cat": 3, "größe/2": 0, "empty": 0, "dog": 7} and told["orphans"] == []
+        assert_whole(run, {"cat": 3, "größe/2": 0, "empty": 0, "dog": 7})
+    assert reaper.at > 8
 
 
 def continued(url: str, run_id: str, checkpoint: Checkpoint = CHECKPOINT, **section: Any) -> bool:

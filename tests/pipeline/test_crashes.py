@@ -4,125 +4,35 @@ After each: exact rows per class, every sha256 right, nothing doubled, and no re
 """
 
 import errno
-import multiprocessing
 import os
 import random
-import signal
-import threading
 import uuid
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import keys
-from pipeline.errors import GanmillError, MissingObject, PublicationConflict, StoreError
+from pipeline.errors import GanmillError, PublicationConflict, StoreError
 from pipeline.publication import verify
-from pipeline.store import Store, objects
+from pipeline.store import local, objects
+from tests.pipeline.crashing import assert_whole, die, killed_at_each_write, killed_child, memory_run
 from tests.pipeline.small import SmallRun, small_run
 from tests.servers import S3Server, faulty
 
 FORMATS = ["parquet", "png", "webdataset"]
-WRITES = ("put", "put_if_absent", "copy", "swap", "delete", "delete_prefix")
-MADE = {"cat": 17, "größe/2": 0, "empty": 0, "dog": 9}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the code catches it."""
-
-
-class Reaper:
-    """Kills at the n-th write, before or after it was carried out; counts writes, and looks on as a reader would."""
-
-    def __init__(self, at: int | None = None, after: bool = False, dataset: Store | None = None):
-        self.at, self.after, self.dataset = at, after, dataset
-        self.writes, self.dead, self.looks = 0, False, 0
-        self._counting = threading.RLock()
-
-    def write(self, carry_out: Callable[[], Any]) -> Any:
-        """One write of the code under test."""
-        with self._counting:
-            if self.dead:
-                raise Killed
-            self.writes += 1
-            now = self.writes == self.at
-            if now and not self.after:
-                self.dead = True
-                raise Killed
-            result = carry_out()
-            self.look()
-            if now:
-                self.dead = True
-                raise Killed
-            return result
-
-    def look(self) -> None:
-        """A reader finds nothing, or a whole version."""
-        if self.dataset is not None:
-            try:
-                verify(self.dataset.url, storage_options=self.dataset.storage_options)
-                self.looks += 1
-            except MissingObject:
-                assert not self.dataset.exists(keys.LATEST)
-
-
-@contextmanager
-def reaped(reaper: Reaper) -> Iterator[Reaper]:
-    """Every write of every store goes past the reaper."""
-    before = {name: getattr(Store, name) for name in WRITES}
-
-    def through(name: str) -> Callable[..., Any]:
-        def write(self: Store, *args: Any) -> Any:
-            return reaper.write(lambda: before[name](self, *args))
-
-        return write
-
-    try:
-        for name in WRITES:
-            setattr(Store, name, through(name))
-        yield reaper
-    finally:
-        for name, method in before.items():
-            setattr(Store, name, method)
-
-
-def memory_run(**section: Any) -> SmallRun:
-    return small_run(f"memory://{uuid.uuid4().hex}", **section)
-
-
-def die(run: SmallRun, at: int, after: bool, watch: bool = False) -> bool:
-    """Runs until the write; False when the run ended before it."""
-    with reaped(Reaper(at, after, run.dataset if watch else None)):
-        try:
-            run.finish()
-        except Killed:
-            return True
-    return False
-
-
-def assert_whole(run: SmallRun, rows: dict[str, int] | None = None) -> None:
-    told = verify(run.dataset.url, deep=True, orphans=True, storage_options=run.dataset.storage_options)
-    assert told["rows_per_class"] == (rows or MADE) and told["orphans"] == told["unpublished"] == []
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_killed_at_every_write(format_name: str, after: bool) -> None:
-    with reaped(Reaper()) as count:
-        memory_run(format=format_name).finish()
-    assert count.writes >= 15
-    names = set()
-    for at in range(1, count.writes + 1):
-        run = memory_run(format=format_name)
-        assert die(run, at, after, watch=True)
-        names.add(run.finish().name[:7])
+    names = []
+    for run, _ in killed_at_each_write(lambda: memory_run(format=format_name), after):
+        names.append(run.finish().name[:7])
         assert_whole(run)
-    assert names == {"v000001"}
+    assert len(names) >= 15 and set(names) == {"v000001"}
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -134,15 +44,8 @@ def test_killed_at_every_write_beside_an_older_version(after: bool) -> None:
         return small_run(run.config.publish.url, "r2")
 
     old: list[str] = []
-    with reaped(Reaper()) as count:
-        second = prepared()
-        start = count.writes
-        second.finish()
-    for at in range(1, count.writes - start + 1):
-        run = prepared()
-        with reaped(Reaper(at, after, run.dataset)) as reaper, pytest.raises(Killed):
-            run.finish()
-        assert reaper.looks >= at - 1                   # at each write there was a whole version to be seen
+    for run, reaper in killed_at_each_write(prepared, after):
+        assert reaper.looks >= reaper.at - 1       # at each write there was a whole version to be seen
         assert run.finish().name.startswith("v000002")
         assert_whole(run)
         verify(f"{run.dataset.url}/versions/{old[-1]}", deep=True)
@@ -180,42 +83,13 @@ def test_two_runs_that_die_in_turns(crashes: list[tuple[int, int, bool]]) -> Non
 # real kills
 
 
-def killed_child(run: SmallRun, calls: str, at: int, after: bool) -> bool:
-    """Runs in a process of its own that is killed at the n-th such call; False: it ended before."""
-    def child() -> None:
-        count = 0
-
-        def through(call: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*args: Any, **kwargs: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count == at and not after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                result = call(*args, **kwargs)
-                if count == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
-
-            return counted
-
-        if calls == "rename":
-            Path.replace = through(Path.replace)        # type: ignore[method-assign]
-            os.link = through(os.link)
-        else:
-            os.fsync = through(os.fsync)
-        run.finish()
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
-
-
 @pytest.mark.parametrize(("format_name", "calls", "points"), [
     ("parquet", "rename", range(1, 14, 3)), ("parquet", "fsync", range(1, 27, 4)), ("png", "rename", range(4, 40, 9)),
 ])
-def test_sigkill_in_the_middle_of_local_writes(tmp_path: Path, format_name: str, calls: str, points: range) -> None:
+def test_sigkill_in_the_middle_of_local_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str, calls: str, points: range
+) -> None:
+    monkeypatch.setattr(local, "SYNC_TOGETHER", 4)       # files of a shard go to disk together, as hundreds do
     died = 0
     for at in points:
         run = small_run(str(tmp_path / f"{calls}{at}"), format=format_name)

@@ -16,7 +16,7 @@ import pytest
 
 from gan.checkpoint import load_generator
 from pipeline import keys, training
-from pipeline.publication import verify
+from tests.pipeline.crashing import assert_whole
 from tests.pipeline.small import SmallRun, load_slow, small_run
 from tests.pipeline.test_fanout import on_ray
 from tests.pipeline.test_training import Notes, config_of, prepared
@@ -44,11 +44,6 @@ def wait_for(count: int, run: SmallRun) -> None:
     while receipts(run) < count:
         assert time.monotonic() < deadline, "no worker made anything"
         time.sleep(0.05)
-
-
-def assert_whole(run: SmallRun) -> None:
-    told = verify(run.dataset.url, deep=True, orphans=True)
-    assert told["rows_per_class"] == {"cat": 17, "größe/2": 0, "empty": 0, "dog": 9} and told["orphans"] == []
 
 
 @contextlib.contextmanager
