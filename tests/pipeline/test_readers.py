@@ -1,6 +1,7 @@
 """Published versions in the tools that people read them with: class names, counts and pixels are compared."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,3 +98,14 @@ def test_png_in_ray_data(tmp_path: Path, ray_data: Any) -> None:
     assert Counter(classes) == EACH
     for name, row in zip(classes, rows):
         assert row["image"].shape == (8, 8, 3) and row["image"][0, 0, 0] == CLASSES.index(name)
+
+
+@pytest.mark.slow
+def test_webdataset_in_ray_data(tmp_path: Path, ray_data: Any) -> None:
+    tars = sorted(str(path) for path in published(tmp_path, "webdataset").glob("data/*.tar"))
+    rows = ray_data.read_webdataset(tars, decoder=None).take_all()
+    told = [json.loads(row["json"]) for row in rows]
+    assert Counter(t["class_name"] for t in told) == EACH and len({row["__key__"] for row in rows}) == 36
+    for row, t in zip(rows, told):
+        assert int(row["cls"]) == t["label"] and t["uid"] == row["__key__"]
+        assert (pixels(row["png"]) == painted(t["label"], t["seed"])).all()
