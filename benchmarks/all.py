@@ -1,8 +1,9 @@
-"""Every script that prints a figure of the README, one after the other; see each for its options.
+"""Every script that prints a figure of the README or of docs/, one after the other; see each for its options.
 
-    python benchmarks/all.py [FOLDER_OF_MNIST_IDX_FILES]
+    python benchmarks/all.py [FOLDER_OF_MNIST_IDX_FILES] [--img2dataset PYTHON]
 """
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,19 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     """Runs them; those that need MNIST only when its folder is given."""
-    mnist = sys.argv[1:2]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mnist", nargs="?", help="folder of MNIST's IDX files")
+    parser.add_argument("--img2dataset", metavar="PYTHON", help="an interpreter that has it, for writers.py")
+    arguments = parser.parse_args()
+    mnist = [arguments.mnist] if arguments.mnist else []
+    other = ["--img2dataset", arguments.img2dataset] if arguments.img2dataset else []
     scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["sampling.py"],
-               ["scale.py"], ["writers.py"], ["crash_matrix.py"]]
+               ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["mixtures.py"]]
     if mnist:
         scripts.append(["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"])
-    for name, *arguments in scripts:
-        print(f"\n== {name} {' '.join(arguments)}", flush=True)
-        subprocess.run([sys.executable, str(HERE / name), *arguments], check=True)
+    for name, *options in scripts:
+        print(f"\n== {name} {' '.join(options)}", flush=True)
+        subprocess.run([sys.executable, str(HERE / name), *options], check=True)
     if not mnist:
         print("\nleft out: mnist_equal_seconds.py, for want of MNIST's folder (make bench MNIST=FOLDER)")
 

@@ -1,19 +1,19 @@
 """Our writers beside those that people use, on the same arrays, one thread each, in turn: images a second from array to disk.
 
-    python benchmarks/writers.py [--rows 20000] [--img2dataset PYTHON]
+    python benchmarks/writers.py [--rows 20000] [--img2dataset PYTHON] [--folder FOLDER]
 
 PYTHON is the interpreter of a virtual environment that has img2dataset (`pip install img2dataset`; it pins other versions than
 ganmill, so it gets an environment of its own). Its writers take encoded images; the encoder before them is the one that its
 resizer uses, OpenCV, at level 1, the fastest. Ours put whole shards of 1,000 rows through the store, `fsync` included; nobody
-else waits for the disk.
+else waits for the disk. The last line is what making a file costs here without any image in it: no writer of single files can be
+faster. Nothing is deleted before the end, for the reason given in `sampling.py`.
 """
 
 import argparse
 import json
-import shutil
+import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +34,7 @@ from pipeline.store import Store
 
 CLASSES = tuple("0123456789")
 SHARD = 1000
+FORMATS = ("parquet", "webdataset", "png")
 THEIRS = '''
 import json, sys, time
 import cv2, numpy as np, pyarrow as pa
@@ -106,20 +107,45 @@ def img2dataset(python: str, kind: str) -> Callable[[np.ndarray, np.ndarray, lis
         (folder / "uids.json").write_text(json.dumps(uids))
         (folder / "out").mkdir()
         call = [python, "-c", THEIRS, *(str(folder / n) for n in ("images.npy", "labels.npy", "uids.json", "out")), kind]
-        return float(subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()[-1])
+        environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+        return float(subprocess.run(call, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
 
     return work
 
 
-def rate(work: Callable[..., float | None], images: np.ndarray, labels: np.ndarray, uids: list[str]) -> float:
-    """Images a second."""
-    folder = Path(tempfile.mkdtemp())
-    try:
-        began = time.perf_counter()
-        told = work(images, labels, uids, folder)
-        return told if told is not None else len(labels) / (time.perf_counter() - began)
-    finally:
-        shutil.rmtree(folder)
+def files_alone(images: np.ndarray, labels: np.ndarray, uids: list[str], folder: Path) -> None:
+    """A file an image, of an image's size, with nothing in it but zeros."""
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+    content = bytes(750)
+    for label, uid in zip(labels, uids):
+        file = os.open(f"{folder}/{CLASSES[label]}/{uid}.png", os.O_WRONLY | os.O_CREAT)
+        os.write(file, content)
+        os.close(file)
+
+
+def rate(
+    work: Callable[..., float | None], images: np.ndarray, labels: np.ndarray, uids: list[str], everything: str
+) -> float:
+    """Images a second, into a new folder."""
+    folder = Path(tempfile.mkdtemp(dir=everything))
+    began = time.perf_counter()
+    told = work(images, labels, uids, folder)
+    return told if told is not None else len(labels) / (time.perf_counter() - began)
+
+
+def measure(works: dict[str, Callable[..., float | None]], rows: int, rounds: int, folder: str | None) -> dict[str, list[float]]:
+    """Name → images a second in each round, all in turn."""
+    images, labels = arrays(rows)
+    uids = seeds.uids(0, 0, 0, rows)
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    with tempfile.TemporaryDirectory(dir=folder) as everything:
+        for work in works.values():                  # imports, the disk's cache
+            rate(work, images[:200], labels[:200], uids[:200], everything)
+        for _ in range(rounds):
+            for name, work in works.items():
+                rates[name].append(rate(work, images, labels, uids, everything))
+    return rates
 
 
 def main() -> None:
@@ -128,30 +154,26 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img2dataset", metavar="PYTHON", help="an interpreter that has it; left out when not given")
+    parser.add_argument("--folder", help="on the disk to write to; the system's temporary folder by default")
     arguments = parser.parse_args()
     print(machine())
     cv2.setNumThreads(1)
-    images, labels = arrays(arguments.rows)
-    uids = seeds.uids(0, 0, 0, arguments.rows)
     works: dict[str, Callable[..., float | None]] = {
-        **{f"ganmill {name}": (lambda *a, name=name: ours(*a, name)) for name in ("parquet", "webdataset", "png")},
-        "datasets parquet": hugging_face, "naive Pillow loop, png": naive,
+        **{f"ganmill {name}": (lambda *a, name=name: ours(*a, name)) for name in FORMATS},
+        "datasets parquet": hugging_face, "naive Pillow loop, png": naive, "files alone": files_alone,
     }
     if arguments.img2dataset:
-        works |= {f"img2dataset {kind}": img2dataset(arguments.img2dataset, kind) for kind in ("parquet", "webdataset", "png")}
-    for work in works.values():                      # imports, the disk's cache
-        rate(work, images[:200], labels[:200], uids[:200])
-    rates: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(arguments.rounds):
-        for name, work in works.items():
-            rates[name].append(rate(work, images, labels, uids))
+        works |= {f"img2dataset {kind}": img2dataset(arguments.img2dataset, kind) for kind in FORMATS}
+    else:
+        print("img2dataset left out: give --img2dataset an interpreter that has it")
+    rates = measure(works, arguments.rows, arguments.rounds, arguments.folder)
     for name, found in rates.items():
         print(f"{name:24} {statistics.median(found):9,.0f} images/s ({min(found):,.0f} … {max(found):,.0f})")
-    for kind, other in (("parquet", "datasets parquet"), ("png", "naive Pillow loop, png"), ("parquet", "naive Pillow loop, png"),
-                        *((kind, f"img2dataset {kind}") for kind in ("parquet", "webdataset", "png"))):
+    for kind, other in (("parquet", "datasets parquet"), *((kind, "naive Pillow loop, png") for kind in FORMATS),
+                        *((kind, f"img2dataset {kind}") for kind in FORMATS)):
         if other in rates:
             print(f"ganmill {kind} / {other}: {statistics.median(rates[f'ganmill {kind}']) / statistics.median(rates[other]):.2f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
