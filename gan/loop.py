@@ -232,6 +232,8 @@ class _Run:
         if self.rank == 0 and self.hooks.on_restart is not None:
             self.hooks.on_restart(reason, self.state.kimg)
         self._checkpoint(False)
+        if self.keeper.good is not None:             # the same weights, which now tell of the restart
+            self.keeper.healthy()
 
     def _whole_trouble(self) -> str:
         before = "; before that, ".join(reversed(self.state.restarts))
@@ -249,8 +251,8 @@ class _Run:
             self._schedule(t)
             measure = self._clock() - self.logged_s >= self.recipe.metrics_every_s
             control = self._control(control)
-            now = Moment(self.state.step, self.recipe.gamma_scale(t), self.recipe.augment_p_at(t),
-                         self.recipe.label_strength_at(t), measure)
+            now = Moment(self.state.step, self.recipe.gamma_scale(t), self.recipe.augment_p_at(t), measure,
+                         self.recipe.label_strength_at(t))
             readings, control = self.update(now, control)
             self._advance()
             stopped, troubled = self._agree(control)

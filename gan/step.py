@@ -40,8 +40,8 @@ class Moment:
     index: int
     gamma_scale: float = 1.0
     augment_p: float = 0.0
-    label_strength: float = 1.0
     measure: bool = False                            # also read gradient norms
+    label_strength: float = 1.0
 
 
 class Workers:

@@ -76,3 +76,17 @@ def test_a_rare_class_is_blurred_in_training_and_no_other_is(squares: Data) -> N
 def test_a_family_without_embeddings_says_so(squares: Data) -> None:
     with pytest.raises(BadRecipe, match="class embeddings"):
         train(*squares, NetSpec("mlp", 8, 1, 2, z_dim=4, width=8), SHORT.replace({"label_ramp": 0.5}), seed=0)
+
+
+def test_training_follows_the_ramp(squares: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, bool]] = []
+    original = Update.__call__
+
+    def spy(self: Update, now: Moment, control: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        seen.append((now.label_strength, now.measure))
+        return original(self, now, control)
+
+    monkeypatch.setattr(Update, "__call__", spy)
+    train(*squares, NetSpec("sngan", 8, 1, 2, z_dim=4, width=8), SHORT.replace({"label_ramp": 0.5, "metrics_every_s": 1e9}), seed=0)
+    assert [strength for strength, _ in seen] == pytest.approx([min(1.0, i / 10) for i in range(20)])
+    assert not any(measured for _, measured in seen)
