@@ -36,7 +36,7 @@ ELSEWHERE = {
     r"docker .*|cd deploy && cp env\.example \.env": "no Docker here: deploy/README.md says never run; tests/deploy checks the files",
     r"kubectl .*": "no cluster here: deploy/README.md says never run; tests/deploy checks the files",
     r"prefect worker start --pool ganmill": "the same with --type is run; this one needs the pool of the line before",
-    r"ray job submit .*": "tests/e2e/test_jobs.py::test_the_documented_way_by_hand_works_too",
+    r"ray job submit .*": "tests/e2e/test_submitted_jobs.py::test_the_documented_way_by_hand_works_too",
 }
 STAYS = ("prefect server start", "prefect worker start")     # programs that go on until they are ended
 EVERY = [(page, command) for page in PAGES for command in commands(page)]

@@ -11,8 +11,8 @@ from pipeline.adoption import adopt
 from pipeline.config import parse_config
 from pipeline.plan import open_plan
 from pipeline.runs import Run
+from tests.pipeline.crashing import Killed, Reaper, reaped
 from tests.pipeline.small import CHECKPOINT, PASSED, SCORECARD, SNAPSHOT, WEIGHTS, SmallRun, commit, load_painter, sample
-from tests.pipeline.test_crashes import Killed, Reaper, reaped
 
 FINISHED = {
     "prepared/train.safetensors": b"t", "prepared/val.safetensors": b"v", "snapshot.json": b"{}", "quarantine.jsonl": b"",
