@@ -47,8 +47,13 @@ def published_already(config: Config, run: Run, progress: Progress) -> dict[str,
 
 
 def prepare(config: Config, run: Run, progress: Progress) -> Snapshot:
-    """Reads, checks, splits and stores the source's images."""
+    """Reads, checks, splits and stores the source's images.
+
+    Raises:
+        ConfigError: among others, there is nothing to make for `sample.target`: said now, not after the training.
+    """
     from pipeline import prepare as room
+    from pipeline.plan import rows_to_make
 
     progress.stage("prepare")
     snapshot = room.prepare(config, run.folder, progress)
@@ -58,6 +63,7 @@ def prepare(config: Config, run: Run, progress: Progress) -> Snapshot:
         f"{sum(rows.values()):,} images of {len(snapshot.classes)} classes: {rows['train']:,} train, {rows['val']:,} val, "
         f"{rows['test']:,} test" + (f"; {bad:,} quarantined" if bad else "")
     )
+    rows_to_make(snapshot.rows_per_class["train"], snapshot.classes, config.sample.target)
     return snapshot
 
 

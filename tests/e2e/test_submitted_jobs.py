@@ -71,6 +71,7 @@ def small(command: Command, address: str, **sections: Any) -> str:
     return str(command.config(**{
         "source": {"format": "digits", "subset": {"per_class": 12}}, "prepare": {"resolution": 8},
         "train": {"model": "mlp", "budget": {"kimg": 1}}, "publish": {"url": f"file://{command.folder}/out"},
+        "sample": {"target": {"per_class": 20}, "rows_per_shard": 50, "workers": 1},
         "cluster": {"address": address}, **sections,
     }))
 

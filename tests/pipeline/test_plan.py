@@ -4,14 +4,17 @@ import dataclasses
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import keys
+from pipeline import keys, walk
+from pipeline.config import parse_config
 from pipeline.errors import ConfigError, PlanMismatch, StoreError
 from pipeline.plan import MAX_ROWS_PER_CLASS, Plan, make_plan, open_plan, rows_to_make
+from pipeline.progress import NullProgress
 from pipeline.store import Store
 from tests.pipeline.small import CHECKPOINT, CLASSES, COUNTS, SNAPSHOT, small_run
 
@@ -156,3 +159,13 @@ def test_a_damaged_plan_is_told() -> None:
     run.folder.put(keys.PLAN, b"[]")
     with pytest.raises(StoreError, match=r"plan\.json is no plan"):
         run.plan()
+
+
+def test_a_run_with_nothing_to_make_ends_before_it_trains(tmp_path: Path) -> None:
+    config = parse_config({
+        "name": "even", "source": {"format": "digits", "subset": {"per_class": 12}}, "prepare": {"resolution": 8},
+        "publish": {"url": str(tmp_path)},
+    })
+    run = walk.begin(config, "r1", NullProgress())
+    with pytest.raises(ConfigError, match=r"sample\.target: balance: nothing to make"):
+        walk.prepare(config, run, NullProgress())
