@@ -21,6 +21,7 @@ import torch
 from machine import machine
 from PIL import Image
 
+from gan.allocator import keep_freed_memory
 from gan.checkpoint import load_generator, save
 from gan.loop import new_state
 from gan.presets import Budget, choose
@@ -45,6 +46,7 @@ def checkpoint_bytes() -> bytes:
 
 def bare(data: bytes, rows: int) -> None:
     """Generates and drops, in one process with one thread."""
+    keep_freed_memory()                              # as ganmill's workers do
     torch.set_num_threads(1)
     net = load_generator(data).net
     for first in range(0, rows, 1000):
