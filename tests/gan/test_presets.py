@@ -71,3 +71,9 @@ def test_budget_is_one_of_two() -> None:
     for wrong in ({}, {"kimg": 1, "seconds": 1}):
         with pytest.raises(BadRecipe):
             Budget(**wrong)
+
+
+@pytest.mark.parametrize(("images", "features"), [(50, 0), (299, 0), (300, 16), (6000, 16)])
+def test_features_only_where_a_classifier_can_learn_them(images: int, features: int) -> None:
+    spec, _, _ = choose("auto", 28, 1, [images] * 10, Budget(kimg=100))
+    assert spec.option("features", 0) == features
