@@ -9,15 +9,16 @@ below the peak, so they are listed one by one.
 """
 
 import argparse
-import json
 from collections import defaultdict
-from typing import Any
 
 import torch
 from gpu import Case, Trainer, timed
 from machine import machine
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+
+from gan.allocator import keep_freed_memory
+from gan.recipe import parse_settings
 
 CPU = torch.device("cpu")
 GROUPS = (                                           # the first whose word is part of an operator's name
@@ -76,14 +77,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    keep_freed_memory()                              # as ganmill's workers do
     torch.set_flush_denormal(True)                   # as the training loop does
-    options: dict[str, Any] = {}
-    for pair in args.set:
-        name, _, text = pair.partition("=")
-        try:
-            options[name] = json.loads(text)
-        except json.JSONDecodeError:
-            options[name] = text
+    options = parse_settings(args.set)
     print(machine())
     peaks = {name: peak(dtype, min(2.0, args.seconds)) for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))}
     print(f"convolution peak, {torch.get_num_threads()} thread(s): float32 {peaks['float32'] / 1e9:.0f} GFLOP/s, "

@@ -7,7 +7,6 @@ One thread: a training is some thousand small steps. The last line of a mixture 
 """
 
 import argparse
-import json
 import math
 
 import numpy as np
@@ -16,6 +15,7 @@ from machine import machine
 
 from gan.mixtures import MIXTURES, Mixture, mode_figures, summarise
 from gan.plane import PACGAN_POINTS, MixtureRecipe, MixtureRun, fresh_discriminator_loss, train_mixture
+from gan.recipe import parse_settings
 
 ASKED = {"high_quality": 0.95, "reverse_kl": 0.03}
 FRESH_POINTS = 20_000
@@ -58,13 +58,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the recipe, e.g. packing=2")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    options = {}
-    for pair in args.set:
-        name, _, text = pair.partition("=")
-        try:
-            options[name] = json.loads(text)
-        except json.JSONDecodeError:
-            options[name] = text
+    options = parse_settings(args.set)
     recipe = MixtureRecipe(**options)
     if args.kpoints is not None:
         recipe = MixtureRecipe(**{**options, "steps": round(1000 * args.kpoints / recipe.points_a_step)})

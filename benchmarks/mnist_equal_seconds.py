@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000000")       # for both; as ganmill sets it; before torch is loaded
 
@@ -29,6 +30,7 @@ from gan.metrics.diversity import diversity
 from gan.metrics.frechet import Gaussian, frechet_distance
 from gan.metrics.manifold import manifold
 from gan.presets import Budget, choose
+from gan.recipe import parse_settings
 from gan.sampling import generate
 from pipeline.grids import tile_grid
 
@@ -53,18 +55,21 @@ def judge(images: Tensor, labels: Tensor, cache: Path | None) -> Classifier:
     return net
 
 
-def ours(model: str, images: Tensor, labels: Tensor, seconds: float, seed: int, side: int) -> tuple[Sampler, float, str]:
+def ours(model: str, images: Tensor, labels: Tensor, seconds: float, seed: int, side: int,
+         options: dict[str, Any]) -> tuple[Sampler, float, str]:
     """(sampler, thousands of images seen, description) of ganmill's preset for these data and seconds.
 
     Args:
         model: a family or `auto`, `@N` behind it for another batch size than the preset's.
         side: px that it trains at, 28 or 32.
+        options: changes of recipe or networks by name.
     """
     border = (side - 28) // 2
     padded = F.pad(images, (border,) * 4)
     counts = torch.bincount(labels, minlength=CLASSES).tolist()
     family, _, batch = model.partition("@")
-    spec, recipe, _ = choose(family, side, 1, counts, Budget(seconds=seconds), batch_size=int(batch) if batch else None)
+    spec, recipe, _ = choose(family, side, 1, counts, Budget(seconds=seconds), batch_size=int(batch) if batch else None,
+                             options=options)
     state = gan.loop.train(padded, labels, spec, recipe, seed=seed)
 
     def sampler(y: Tensor) -> Tensor:
@@ -119,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--models", default="auto", help="comma-separated families of ganmill")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of ganmill's recipe, e.g. features=0")
     parser.add_argument("--resolution", type=int, default=28, choices=(28, 32))
     parser.add_argument("--judge", type=Path, help="cache of the judge")
     parser.add_argument("--picture", type=Path, help="PNG with the default's samples, one row a class")
@@ -140,7 +146,8 @@ def main() -> None:
         peer = figures(net, sampler, real)
         show(name, kimg, arguments.seconds, peer)
         for model in arguments.models.split(","):
-            sampler, kimg, name = ours(model, train, train_y, arguments.seconds, seed, arguments.resolution)
+            sampler, kimg, name = ours(model, train, train_y, arguments.seconds, seed, arguments.resolution,
+                                       parse_settings(arguments.set))
             row = figures(net, sampler, real)
             show(name, kimg, arguments.seconds, row)
             print(f"  FD against the textbook's at equal seconds: {row['FD'] / peer['FD']:.2f}", flush=True)

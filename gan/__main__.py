@@ -104,25 +104,13 @@ def read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.ascontiguousarray(images), labels.astype(np.int64)
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise BadRecipe(f"--set {pair!r}: must be NAME=VALUE")
-        try:
-            found[name] = json.loads(text)
-        except json.JSONDecodeError:
-            found[name] = {"True": True, "False": False, "None": None}.get(text, text)
-    return found
-
-
 def _train(args: argparse.Namespace) -> int:
     import torch
 
     from gan.augment import Augmentation
     from gan.loop import Hooks, train
     from gan.presets import Budget, choose
+    from gan.recipe import parse_settings
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -132,7 +120,7 @@ def _train(args: argparse.Namespace) -> int:
     counts = np.bincount(labels)
     spec, recipe, reason = choose(
         args.model, images.shape[2], images.shape[1], counts.tolist(), Budget(args.kimg, args.seconds), args.device,
-        batch_size=args.batch_size, augment=Augmentation(flip=args.flip, color=args.color), options=_settings(args.set))
+        batch_size=args.batch_size, augment=Augmentation(flip=args.flip, color=args.color), options=parse_settings(args.set))
     print(f"{reason}; {len(images):,} images, {len(counts)} classes", file=sys.stderr)
     if args.dry_run:
         print(json.dumps({"spec": spec.to_dict(), "recipe": recipe.to_dict()}, indent=2))

@@ -88,7 +88,7 @@ def _dcgan(case: Case) -> Preset:
     # In minutes on a CPU more updates win over fewer images a second (benchmarks/mnist_equal_seconds.py --models auto,auto@64).
     # A GPU wants larger batches (not measured).
     batch_size, lr = (64, 2e-3) if case.on_gpu else (32, 3e-3)
-    # The features of a frozen classifier: more agreement and coverage for the same images, some 5 % less spread. Learnt from few
+    # The features of a frozen classifier: more agreement and coverage for the same images, less spread. Learnt from few
     # images they know these too well: on the digits demo (median class 31) the least varied class kept 0.65 of its spread.
     features = 16 if case.typical_class >= FEW else 0
     recipe = {"loss": "hinge", "lr_g": lr, "lr_d": lr, "beta1": 0.0, "beta2": 0.99, "batch_size": batch_size,

@@ -1,8 +1,9 @@
 """Every hyper-parameter of a training run, and the schedules that follow its budget."""
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,6 +148,24 @@ class Recipe:
         """
         budget = {"total_kimg": None, "total_seconds": None} if {"total_kimg", "total_seconds"} & set(overrides) else {}
         return _from(type(self), {**self.to_dict(), **budget, **overrides})
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """{name: value} of NAME=VALUE pairs, as command lines give them; a value is JSON, Python's True, False or None, or text.
+
+    Raises:
+        BadRecipe: a pair without an equals sign.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise BadRecipe(f"--set {pair!r}: must be NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = {"True": True, "False": False, "None": None}.get(text, text)
+    return found
 
 
 def _from(cls: type[Recipe], data: Mapping[str, Any]) -> Recipe:
