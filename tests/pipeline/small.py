@@ -28,6 +28,18 @@ WEIGHTS = b"weights of a generator that paints by arithmetic"
 SIZE, CHANNELS = 8, 3
 
 
+class Notes(NullProgress):
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Kept."""
+        self.notes.append(message)
+
+
+
 def paint(labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """uint8 (n, 3, 8, 8): a pattern that follows from each row's seed, with the label in the first pixel."""
     place = np.arange(CHANNELS * SIZE * SIZE, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -17,9 +17,9 @@ import pytest
 from gan.checkpoint import load_generator
 from pipeline import keys, training
 from tests.pipeline.crashing import assert_whole
-from tests.pipeline.small import SmallRun, load_slow, small_run
+from tests.pipeline.small import Notes, SmallRun, load_slow, small_run
 from tests.pipeline.test_fanout import on_ray
-from tests.pipeline.test_training import Notes, config_of, prepared
+from tests.pipeline.test_training import config_of, prepared
 
 pytestmark = pytest.mark.slow
 SAMPLE = """

@@ -20,19 +20,10 @@ from pipeline.progress import NullProgress
 from pipeline.records import Snapshot
 from pipeline.store import Store
 from tests.pipeline.labelled_images import config, encode, folder_with, glyphs, write_folder, write_idx, write_parquet, write_tar
+from tests.pipeline.small import Notes
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, LABELS = glyphs(60)
-
-
-class Listening(NullProgress):
-    """Keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 def run_in(folder: Path) -> Store:
@@ -302,7 +293,7 @@ def test_classes_keep_their_numbers_when_a_subset_lacks_some(tmp_path: Path) -> 
 def test_a_class_with_fewer_than_asked_gives_all_and_says_so(tmp_path: Path) -> None:
     write_folder(tmp_path / "in" / "train", IMAGES[:13], LABELS[:13])
     write_folder(tmp_path / "in" / "test", *glyphs(12, seed=5))
-    listening = Listening()
+    listening = Notes()
     source = {"format": "imagefolder", "url": str(tmp_path / "in"), "subset": {"per_class": 5}}
     snapshot = prepare(config(source), run_in(tmp_path / "run"), listening)
     assert snapshot.rows["train"] + snapshot.rows["val"] == 13

@@ -11,13 +11,13 @@ import pytest
 from pipeline import keys
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
-from pipeline.progress import NullProgress
 from pipeline.publication import show, verify
 from pipeline.retention import collect_garbage, retire
 from pipeline.runs import Run
 from pipeline.store.memory import Memory
 from pipeline.walk import Planned
-from tests.pipeline.small import CHECKPOINT, PASSED, SCORECARD, SNAPSHOT, SOFTWARE, SmallRun, small_run
+from tests.pipeline.crashing import Killed
+from tests.pipeline.small import CHECKPOINT, PASSED, SCORECARD, SNAPSHOT, SOFTWARE, Notes, SmallRun, small_run
 
 
 def published(url: str, count: int) -> tuple[list[str], SmallRun]:
@@ -120,21 +120,6 @@ def test_a_publication_retires_as_configured(tmp_path: Path, monkeypatch: pytest
 def test_a_retention_that_would_keep_nothing_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"publish\.retention: "):
         parse_config({"name": "x", "source": {"format": "digits"}, "publish": {"url": "out", "retention": value}})
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the code catches it."""
-
-
-class Notes(NullProgress):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        """Kept."""
-        self.notes.append(message)
 
 
 @contextlib.contextmanager

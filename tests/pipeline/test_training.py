@@ -24,6 +24,7 @@ from pipeline.progress import NullProgress
 from pipeline.records import Snapshot
 from pipeline.seeds import derive
 from pipeline.store import Store
+from tests.pipeline.small import Notes
 
 
 def config_of(**train: Any) -> Config:
@@ -51,14 +52,6 @@ def bare_weights(config: Config, snapshot: Snapshot, run: Store) -> dict[str, to
     finally:
         torch.set_num_threads(threads)
     return dict(state.ema.state_dict())
-
-
-class Notes(NullProgress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
