@@ -41,7 +41,7 @@ class RunMetrics:
 
     def __init__(self, dataset: str) -> None:
         self.registry = CollectorRegistry()
-        self._dataset, self._stage, self._store_errors = dataset, "", 0
+        self._dataset, self._stage, self._store_errors = dataset, "", troubles.count()
         self._figures = {
             "images_per_s": self._gauge("ganmill_images_per_second", "Images per second of the stage at work."),
             "kimg": self._gauge("ganmill_trained_kimg", "Thousands of real images shown to the discriminator so far."),

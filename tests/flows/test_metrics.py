@@ -39,6 +39,7 @@ def scrape(port: int) -> dict[str, float]:
 
 
 def test_a_run_in_flight_can_be_scraped(monkeypatch: pytest.MonkeyPatch) -> None:
+    troubles.add(5)                                      # of an earlier run in this process
     port = free_port()
     monkeypatch.setenv(PORT, str(port))
     with measured("pets") as run:
@@ -68,9 +69,9 @@ def test_sampling_tells_shards_rejects_queue_and_failed_requests(monkeypatch: py
     with faulty(s3_server, lambda n, method, path: "503" if method == "PUT" and n % 5 == 0 else None) as proxy:
         run = small_run(f"s3://{s3_server.new_bucket()}/sets", options=proxy.server.options, filter={"min_confidence": 0.1})
         plan, record = run.plan()
+        before = troubles.count()
         with measured("small") as listener:
             listener.stage("sample")
-            before = troubles.count()
             receipts = sample(run.config, SNAPSHOT, CHECKPOINT, plan, run.folder, run.dataset, record.version, listener,
                               load=load_painter, load_filter=load_every_third)
             seen.append(scrape(port))
@@ -79,7 +80,7 @@ def test_sampling_tells_shards_rejects_queue_and_failed_requests(monkeypatch: py
     assert told["ganmill_shards_done"] == told["ganmill_shards_planned"] == len(receipts) > 2
     assert told["ganmill_queue_depth"] == told["ganmill_shards_in_flight"] == 0
     assert told["ganmill_rejected_images"] == sum(sum(r.rejects.values()) for r in receipts) > 0
-    assert told["ganmill_store_errors_total"] == troubles.count() > 0 and troubles.count() >= before
+    assert told["ganmill_store_errors_total"] == troubles.count() - before > 0
 
 
 def test_no_object_is_no_error_of_the_store(tmp_path: Path) -> None:
