@@ -1,5 +1,6 @@
 """What several floors' tests share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ from tests.servers import S3Server, s3_process
 
 settings.register_profile("ganmill", deadline=None)    # other work on the machine is no fault of the code
 settings.load_profile("ganmill")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job has it so, and so would all it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
