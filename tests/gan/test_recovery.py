@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from gan import loop
 from gan.checkpoint import TrainState, read_tensors
 from gan.errors import TrainingDiverged
 from gan.loop import Hooks, train
-from gan.networks import NetSpec
+from gan.networks import NetSpec, build
+from gan.networks.projected import Projected
 from gan.recipe import Recipe
 from gan.recovery import Keeper, draws_seed, rewind, too_late
 from gan.watch import Alarm, DiversityWatch
@@ -86,6 +88,18 @@ def test_a_collapse_from_the_start_begins_with_other_networks(planted: Callable,
     state = train(*squares, SPEC, recipe, seed=0, hooks=Hooks(on_restart=lambda _, kimg: told.append(kimg)))
     assert told == [0.0] and state.finished and state is states[-1]
     assert DiversityWatch(*squares, 2, 0).measure(state.ema)[0] > 0.05
+
+
+def test_other_networks_learn_the_classes_anew(planted: Callable, squares: Data) -> None:
+    planted(lambda state: not state.restarts)
+    spec = replace(SPEC, options=(("features", 8),))
+    recipe = RECIPE.replace({"total_kimg": 4.8})
+    state = train(*squares, spec, recipe, seed=0)
+    taught = build(spec, 0)[1]
+    assert isinstance(taught, Projected) and isinstance(state.d, Projected) and len(state.restarts) == 1
+    taught.teach(*squares, steps=recipe.feature_steps_here(), seed=0)
+    for name, weight in taught.body.named_parameters():
+        assert torch.equal(weight, state.d.body.get_parameter(name)), name
 
 
 @pytest.mark.parametrize("step", [50, 100])          # in the middle, and the very last
