@@ -51,7 +51,8 @@ class Feed:
         weights: class number → share of the draws; None: every class evenly.
         synthetic_weight: how often a synthetic row is drawn, relative to a real one of its class.
         real_only_share: of the epochs, the last ones, for which real rows alone were best; `sampler` keeps to it.
-        logit_adjustment: tau of the loss with which the mix was tried (Menon et al. 2021); 0 for plain cross-entropy.
+        logit_adjustment: tau of the loss with which the mix was tried (Menon et al. 2021); 0 for plain cross-entropy. See
+            `logit_offset`.
     """
 
     classes: tuple[str, ...]
@@ -104,6 +105,17 @@ class Feed:
 
     def __len__(self) -> int:
         return len(self.real) + len(self.synthetic)
+
+    @property
+    def logit_offset(self) -> Tensor:
+        """τ · log of each class's share of the rows, float32 (classes,): added to the logits in the training loss alone.
+
+        With it the loss is the one with which the mix was tried, `cross_entropy(logits + feed.logit_offset, labels)`; zeros
+        where that was plain cross-entropy (Menon et al. 2021, "Long-tail learning via logit adjustment", equation 10).
+        """
+        labels = torch.cat([self.real.labels, self.synthetic.labels])
+        share = torch.bincount(labels, minlength=len(self.classes)).float() / len(labels)
+        return self.logit_adjustment * share.clamp_min(1e-8).log()
 
     def dataset(self, transform: Transform = to_float) -> "MixedImages":
         """All rows once, for a torch DataLoader with any sampler."""

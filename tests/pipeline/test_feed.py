@@ -1,6 +1,7 @@
 """What a training job gets: which rows, in which mix, from which format."""
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def test_the_readmes_example_trains(tmp_path: Path) -> None:
     text = text.replace('Feed.open("out/digits")', f'Feed.open({url!r}, ratio=1)').replace("32 * 32", "3 * 8 * 8")
     seen: dict[str, Any] = {}
     exec(text, seen)
-    assert float(seen["loss"]) < 1.0                         # guessing among four classes: 1.39
+    assert float(seen["loss"].detach()) < 1.0                         # guessing among four classes: 1.39
 
 
 def example(real: int = 40, synthetic: int = 8) -> Feed:
@@ -114,6 +115,12 @@ def test_an_epoch_draws_classes_evenly_and_repeats_by_seed_and_number_alone() ->
     assert Counter(order[labels == 1].tolist()) == dict.fromkeys(range(36, 48), 2)   # each of the 4 + 8 twice
     assert torch.equal(order, example().order(3)) and not torch.equal(order, feed.order(4))
     assert int(feed.order(0, real_only=True).max()) < 40
+
+
+def test_the_loss_of_the_trial_is_plain_or_moved_by_the_classes_shares() -> None:
+    assert example().logit_offset.tolist() == [0, 0]
+    feed = dataclasses.replace(example(), logit_adjustment=1.5)          # 36 rows of class 0; 4 + 8 of class 1
+    assert feed.logit_offset.tolist() == pytest.approx([1.5 * math.log(0.75), 1.5 * math.log(0.25)])
 
 
 def test_the_manifests_mix_decides_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
