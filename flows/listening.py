@@ -1,7 +1,9 @@
 """Who hears what a run says: the command line's listener, Prefect's run page, or both."""
 
 import contextlib
+import contextvars
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +12,7 @@ from flows.console import Tee
 from flows.logs import json_wanted, structure_console
 
 ARTIFACT_EVERY_S = 2.0
+LAST_FIGURE_S = 5.0
 
 _command_line: Any = None                            # set by the command line for the run that it starts
 
@@ -37,18 +40,25 @@ def listener(*others: Any) -> Iterator[Any]:
 
 
 class RunPage:
-    """Notes into the run's log, progress into one progress artifact."""
+    """Notes into the run's log, progress into one progress artifact.
+
+    The artifact is for whoever looks at a server's page: without a server there is none, and a server that is slow or gone
+    neither holds the run up nor ends it.
+    """
 
     def __init__(self) -> None:
         from prefect.context import FlowRunContext
         from prefect.logging import get_run_logger
+        from prefect.settings import get_current_settings
 
         context = FlowRunContext.get()
         self._logger = get_run_logger() if context is not None else None
+        self._watched = context is not None and bool(get_current_settings().api.url)
         if context is not None and json_wanted():
             structure_console(logging.getLogger("prefect.flow_runs"))
             structure_console(logging.getLogger("prefect.task_runs"))
         self._artifact: Any = None
+        self._sending: threading.Thread | None = None
         self._stage, self._last = "", 0.0
 
     def stage(self, name: str) -> None:
@@ -59,19 +69,27 @@ class RunPage:
 
     def update(self, done: float, total: float | None = None, **figures: float | str) -> None:
         """Moves the progress artifact, every two seconds at most."""
-        if self._logger is None or not total or time.monotonic() - self._last < ARTIFACT_EVERY_S:
+        if not self._watched or not total or time.monotonic() - self._last < ARTIFACT_EVERY_S:
             return
-        from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
+        if self._sending is not None and self._sending.is_alive():
+            return                                   # the server takes its time: a later figure will do
         from flows.console import describe
 
         self._last = time.monotonic()
-        text = f"{self._stage}: {describe(figures)}"
-        percent = min(100.0, 100.0 * done / total)
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(progress=percent, key="ganmill-progress", description=text)
-        else:
-            update_progress_artifact(self._artifact, progress=percent, description=text)
+        told = min(100.0, 100.0 * done / total), f"{self._stage}: {describe(figures)}"
+        self._sending = threading.Thread(target=contextvars.copy_context().run, args=(self._send, *told), daemon=True)
+        self._sending.start()
+
+    def _send(self, percent: float, text: str) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(progress=percent, key="ganmill-progress", description=text)
+            else:
+                update_progress_artifact(self._artifact, progress=percent, description=text)
+        except Exception as e:  # noqa: BLE001  the run is worth more than the page that shows it
+            logging.getLogger(__name__).debug("progress was not told to Prefect: %s", e)
 
     def note(self, message: str) -> None:
         """A line in the log."""
@@ -79,6 +97,8 @@ class RunPage:
             self._logger.info("%s: %s", self._stage, message, extra={"stage": self._stage})
 
     def close(self) -> None:
-        """Nothing to tidy; the artifact stays."""
+        """Waits a little for the last figure; the artifact stays."""
+        if self._sending is not None:
+            self._sending.join(LAST_FIGURE_S)
 
 

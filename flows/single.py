@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -55,7 +56,23 @@ def _augment_here(settings: Config, path: Path, overrides: list[str], run_id: st
     parameters, hidden = hide_secrets(read_config(path, overrides))
     os.environ.update(hidden)
     with command_line(progress), _named_trouble():
+        _start_small_server()
         return augment(cast(Config, parameters), run.run_id).to_result()
+
+
+def _start_small_server() -> None:
+    """Starts Prefect's own small server where PREFECT_API_URL names none, deaf to Ctrl-C.
+
+    A terminal sends Ctrl-C to every process of the command. With its server gone, Prefect asks it for a minute and more, again and
+    again, before the run may end. Its process inherits the blocked signal; at the run's end Prefect stops it by another.
+    """
+    from prefect.client.orchestration import get_client
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        get_client(sync_client=True)                 # none is started where there is one
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
