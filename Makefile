@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup run test test-all lint types bench lock clean
+.PHONY: setup run test test-all lint types bench lock audit clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,11 @@ lock:                     ## takes the newest versions that pyproject.toml allow
 	.venv-lock/bin/python -m pip install --quiet setuptools wheel "torch>=2.8" && .venv-lock/bin/python -m pip install --quiet -e '.[dev]'
 	.venv-lock/bin/python -m pip freeze --all --exclude-editable | grep -viE '^(pip|ganmill)\b' | sed 's/+cpu//' > requirements.lock
 	rm -rf .venv-lock
+
+audit:                    ## known vulnerabilities of the locked versions, by PyPI's advisories; needs pypi.org
+	rm -rf .venv-audit && $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
+	rm -rf .venv-audit
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
