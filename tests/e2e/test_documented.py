@@ -33,6 +33,7 @@ SMALL = {"train": {"model": "mlp", "budget": {"kimg": 2}}, "evaluate": {"samples
 ELSEWHERE = {
     r"git clone .*": "needs the network; what follows it is `make run`",
     r"make (run|test|test-all|bench MNIST=FOLDER)": "sets up an environment of its own; `make -n` reads it here, CI runs `make test`",
+    r"python benchmarks/.*": "measures for minutes or hours; that it knows these options is asked here",
     r"docker .*|cd deploy && cp env\.example \.env": "no Docker here: deploy/README.md says never run; tests/deploy checks the files",
     r"kubectl .*": "no cluster here: deploy/README.md says never run; tests/deploy checks the files",
     r"prefect worker start --pool ganmill": "the same with --type is run; this one needs the pool of the line before",
@@ -161,6 +162,10 @@ def test_a_documented_command(page: Path, command: str, request: pytest.FixtureR
     if command.startswith("make "):
         done = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+    if command.startswith("python "):
+        _, script, *words = command.split()
+        told = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert [w for w in words if w.startswith("--") and w not in told] == [] and (not words or words[0][0] == "-" or words[0] in told)
     if "::" in why:
         file, _, name = why.partition("::")
         assert f"def {name}(" in (ROOT / file).read_text() and " ".join(command.split()[-3:]) == "ganmill run my.yaml"
