@@ -9,13 +9,14 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.nodes import check_software, copy_code
+from pipeline.scheduling import giving_way
 
 OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel through it, images don't
 CONNECT_TIMEOUT_S = 5.0
@@ -25,6 +26,19 @@ _WORKER_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",                      # 15 by default: two threads that wait for each other then starve
     "PYTHONWARNINGS": "ignore",
+}
+# A cluster of our own lives as long as the run, has no dashboard and no spot machines: what serves those is switched off. Each
+# of Ray's processes wakes a hundred times a second, and on two cores every time stops one of two threads that the other waits
+# for. The user's own settings win.
+_LOCAL_ENV = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
 # Torch's threads meet some hundred times a step. One that sleeps meanwhile wakes too late on a machine that does anything
 # else, so they wait awake for a tenth of a second (3 ms by default) before they sleep. Not for ever, as OMP_WAIT_POLICY=active
@@ -91,20 +105,31 @@ def connected(config: Config) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = config.cluster.address == "local"
     temp = _temp_folder() if local else None
-    if temp is not None:                             # torch leaves a cache folder in the temporary folder otherwise
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temp / "torchinductor"))
+    # torch leaves a cache folder in the temporary folder otherwise
+    own = {**_LOCAL_ENV, "TORCHINDUCTOR_CACHE_DIR": str(temp / "torchinductor")} if temp is not None else {}
     try:
-        _init(config.cluster.address, temp, config.cluster.ship_code)
-        _check_size(config)
-        if not local:
-            check_software(config.cluster.address)
-        yield
+        with _environment(own):
+            _init(config.cluster.address, temp, config.cluster.ship_code)
+            _check_size(config)
+            if not local:
+                check_software(config.cluster.address)
+            yield
     finally:
         ray.shutdown()
         if temp is not None:
             shutil.rmtree(temp, ignore_errors=True)
-            if os.environ.get("TORCHINDUCTOR_CACHE_DIR", "").startswith(str(temp)):
-                del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets, for the time inside, those variables that the environment lacks."""
+    lacking = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(lacking)
+    try:
+        yield
+    finally:
+        for name in lacking:
+            os.environ.pop(name, None)
 
 
 def _temp_folder() -> Path:
@@ -159,10 +184,11 @@ def _init(address: str, temp: Path | None, ship_code: bool) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": f"ganmill-{os.getpid()}"}
     try:
         if temp is not None:
-            ray.init(
-                num_cpus=local_cpus(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(temp), _node_ip_address="127.0.0.1", **common,
-            )
+            with giving_way():
+                ray.init(
+                    num_cpus=local_cpus(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(temp), _node_ip_address="127.0.0.1", **common,
+                )
         else:
             with tempfile.TemporaryDirectory(prefix="ganmill-code-") as folder:
                 if ship_code:

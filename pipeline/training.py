@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, Interrupted, MissingObject, RunMismatch, StoreError, TrainingFailed
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Snapshot
+from pipeline.scheduling import go_first
 from pipeline.store import Store, troubles
 
 KEEP_CHECKPOINTS = 2
@@ -327,9 +328,13 @@ def _worker(loop_config: dict[str, Any]) -> None:
     if ray.get(job.board.given_up.remote()):         # Ray restarted the group, but another try would fail alike
         return
     keep_freed_memory()
+    if job.config.cluster.address == "local":
+        go_first()
     torch.set_num_threads(job.threads)               # under Ray torch saw one thread even with num_cpus=2
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if world == 1 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()    # nobody to talk to, but gloo's thread would look a hundred times a second
     device = ray.train.torch.get_device() if job.config.train.gpus_per_worker else torch.device("cpu")
     data, held_out = load_split(job.run, "train"), load_split(job.run, "val")
     spec, recipe, reason = choose_preset(

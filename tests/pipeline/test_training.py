@@ -60,6 +60,17 @@ def ray_cluster() -> Iterator[None]:
         yield
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has it")
+def test_rays_own_processes_give_way(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def policy() -> int:
+        return os.sched_getscheduler(0)
+
+    assert ray.get(policy.remote()) == os.SCHED_BATCH and os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 def test_ray_changes_nothing_and_what_is_finished_is_kept(tmp_path: Path, ray_cluster: None) -> None:
     config = config_of()
     run, snapshot = prepared(str(tmp_path), config)
@@ -79,13 +90,14 @@ def test_ray_changes_nothing_and_what_is_finished_is_kept(tmp_path: Path, ray_cl
         training.train(config_of(budget={"kimg": 5}), snapshot, run, NullProgress())
 
 
-def kill_a_worker_after(checkpoints: Path, pid_of_driver: int) -> None:
-    """SIGKILL to the training worker once it has left a checkpoint."""
+def kill_a_worker_after(checkpoints: Path, pid_of_driver: int, seen: set[int]) -> None:
+    """SIGKILL to the training worker once it has left a checkpoint; `seen`: the scheduling policies of its threads."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if list(checkpoints.glob("*.json")):
             for process in psutil.Process(pid_of_driver).children(recursive=True):
                 if "RayTrainWorker" in " ".join(process.cmdline()):
+                    seen |= {os.sched_getscheduler(thread.id) for thread in process.threads()}
                     os.kill(process.pid, signal.SIGKILL)
                     return
         time.sleep(0.02)
@@ -94,7 +106,8 @@ def kill_a_worker_after(checkpoints: Path, pid_of_driver: int) -> None:
 def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_cluster: None) -> None:
     config = config_of(budget={"kimg": 6}, options={"width": 8, "checkpoint_every_kimg": 0.5})
     run, snapshot = prepared(str(tmp_path), config)
-    killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "checkpoints", os.getpid()))
+    policies: set[int] = set()
+    killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "checkpoints", os.getpid(), policies))
     killer.start()
     notes = Notes()
     made = training.train(config, snapshot, run, notes)
@@ -106,6 +119,8 @@ def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_clu
         assert torch.equal(weight, trained[name]), name
     kimgs = [m["kimg"] for m in training.load_metrics(run) if "loss_d" in m]
     assert kimgs == sorted(kimgs)                                       # what the lost interval said is forgotten
+    if hasattr(os, "SCHED_BATCH"):
+        assert policies == {os.SCHED_BATCH, os.SCHED_OTHER}, "all but the training give way"
 
 
 def test_a_stop_keeps_a_checkpoint_and_the_next_call_goes_on(tmp_path: Path, ray_cluster: None) -> None:

@@ -1,0 +1,40 @@
+"""Who gives way to whom on a machine of our own: Ray's helpers to the threads that train.
+
+Each of Ray's dozen processes wakes a hundred times a second for a moment. Every time the kernel stops a computing thread for it,
+and the other threads of the step wait. Under Linux's SCHED_BATCH a process that wakes up waits for the next tick instead: half as
+many interruptions. It costs no rights, changes no shares of time, and goes over to whatever a process starts.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def giving_way() -> Iterator[None]:
+    """What this thread starts inside, and all that it starts, waits for its turn; where the user chose a policy, that stays."""
+    if _current() != "SCHED_OTHER":
+        yield
+        return
+    _take("SCHED_BATCH")
+    try:
+        yield
+    finally:
+        _take("SCHED_OTHER")
+
+
+def go_first() -> None:
+    """This thread, and those that it starts from now on, have it as if nothing had been said."""
+    _take("SCHED_OTHER")
+
+
+def _current() -> str:
+    names = ("SCHED_OTHER", "SCHED_BATCH", "SCHED_IDLE", "SCHED_FIFO", "SCHED_RR")
+    known = {getattr(os, name): name for name in names if hasattr(os, name)}
+    return known.get(os.sched_getscheduler(0), "") if known else ""
+
+
+def _take(policy: str) -> None:
+    """For the calling thread; not known outside Linux, and forbidden in some containers: then all stays as it was."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, getattr(os, policy), os.sched_param(0))
