@@ -20,7 +20,8 @@ def main() -> None:
     mnist = [arguments.mnist] if arguments.mnist else []
     other = ["--img2dataset", arguments.img2dataset] if arguments.img2dataset else []
     scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["sampling.py"],
-               ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["mixtures.py"]]
+               ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["orchestration.py"],
+               ["first_night.py"], ["mixtures.py"]]
     if mnist:
         scripts.append(["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"])
     for name, *options in scripts:
