@@ -10,7 +10,6 @@ start is not counted. What it starts it ends.
 import argparse
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import yaml
 from machine import machine
+from orchestration import end
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_MIN = 15.0
@@ -56,8 +56,7 @@ class Terminal:
     def end(self) -> None:
         """Ends what stayed, with all below it."""
         for process in reversed(self.running):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
+            end(process)
 
     def _count(self, command: str) -> None:
         self.typed += 1

@@ -50,6 +50,16 @@ def start(arguments: list[str], env: dict[str, str], folder: Path) -> "subproces
                             stderr=subprocess.STDOUT, start_new_session=True)
 
 
+def end(part: "subprocess.Popen[bytes]") -> None:
+    """Ends a process and its group: asked first, killed where it does not listen (a worker whose SIGINT is ignored never does)."""
+    os.killpg(part.pid, signal.SIGTERM)
+    try:
+        part.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(part.pid, signal.SIGKILL)
+        part.wait()
+
+
 def fire(url: str, deployment_id: str) -> dict[str, Any]:
     """A run of the deployment, to its end."""
     run = api(url, f"/deployments/{deployment_id}/create_flow_run")
@@ -94,8 +104,7 @@ def main() -> None:
             count_task_runs(url, env, folder)
         finally:
             for part in reversed(parts):
-                os.killpg(part.pid, signal.SIGTERM)
-                part.wait(timeout=60)
+                end(part)
 
 
 def answers(url: str) -> bool:
