@@ -247,6 +247,17 @@ def describe_cluster() -> str:
     return f"{nodes} node{'s' if nodes != 1 else ''}, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
 
 
+def threads_per_worker(workers: int) -> int:
+    """Threads that train in each of `workers`: one a CPU of its share, or fewer where the environment's OMP_NUM_THREADS says so.
+
+    To be asked in the driver: Ray sets that variable for its workers. One thread is much the faster where another process keeps a
+    CPU busy, because two wait for each other some hundred times a step.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    cpus = cpus_per_worker(workers)
+    return min(cpus, int(asked)) if asked.isdigit() and int(asked) > 0 else cpus
+
+
 def cpus_per_worker(workers: int) -> int:
     """CPUs each of `workers` gets when they share the cluster evenly; at least 1."""
     import ray

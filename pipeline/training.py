@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import keys
-from pipeline.cluster import cpus_per_worker
+from pipeline.cluster import cpus_per_worker, threads_per_worker
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Interrupted, MissingObject, RunMismatch, StoreError, TrainingFailed
 from pipeline.progress import Progress
@@ -168,11 +168,12 @@ def _fit(config: Config, snapshot: Snapshot, shared: Store, run: Store, digest: 
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    threads = cpus_per_worker(config.train.workers)
+    cpus = cpus_per_worker(config.train.workers)
+    threads = threads_per_worker(config.train.workers)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()    # lives and dies with the driver's node
     gpu = config.train.gpus_per_worker > 0
-    resources: dict[str, float] = {"CPU": threads, **({"GPU": config.train.gpus_per_worker} if gpu else {})}
+    resources: dict[str, float] = {"CPU": cpus, **({"GPU": config.train.gpus_per_worker} if gpu else {})}
     bookkeeping = tempfile.mkdtemp(prefix="ganmill-ray-")
     trainer = TorchTrainer(
         _worker,

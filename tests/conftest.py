@@ -1,7 +1,10 @@
 """What several floors' tests share."""
 
+import os
 import signal
 from collections.abc import Iterator
+
+os.environ["OMP_NUM_THREADS"] = "1"      # before torch is imported: tests run side by side, and threads that meet wait for both
 
 import pytest
 from hypothesis import settings

@@ -54,7 +54,7 @@ class Command:
         self.temp = folder / "tmp"
         self.temp.mkdir()
         self.env = {
-            **os.environ, "TMPDIR": str(self.temp), "PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "2",
+            **os.environ, "TMPDIR": str(self.temp), "PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
         self.env.pop("PREFECT_API_URL", None)

@@ -16,7 +16,7 @@ import torch
 import gan.loop
 from gan.checkpoint import load_generator
 from pipeline import keys, training
-from pipeline.cluster import connected, local_cpus
+from pipeline.cluster import connected, local_cpus, threads_per_worker
 from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError, Interrupted, RunMismatch, TrainingFailed
 from pipeline.prepare import load_split, prepare
@@ -45,7 +45,7 @@ def bare_weights(config: Config, snapshot: Snapshot, run: Store) -> dict[str, to
     data = load_split(run, "train")
     spec, recipe, _ = training.choose_preset(config, snapshot.resolution, training.train_counts(snapshot), "cpu")
     threads = torch.get_num_threads()
-    torch.set_num_threads(local_cpus())
+    torch.set_num_threads(threads_per_worker(1))
     try:
         state = gan.loop.train(torch.from_numpy(data.images), torch.from_numpy(data.labels), spec, recipe,
                                seed=derive(config.seed, "train"))
@@ -58,6 +58,14 @@ def bare_weights(config: Config, snapshot: Snapshot, run: Store) -> dict[str, to
 def ray_cluster() -> Iterator[None]:
     with connected(config_of()):
         yield
+
+
+def test_threads_are_a_workers_cpus_or_as_few_as_asked(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(value: str) -> int:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        return threads_per_worker(1)
+
+    assert [asked(v) for v in ("1", "1,2", "999", "", "0", "many")] == [1, 1, *[local_cpus()] * 4]
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has it")
