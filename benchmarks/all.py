@@ -19,7 +19,7 @@ def main() -> None:
     arguments = parser.parse_args()
     mnist = [arguments.mnist] if arguments.mnist else []
     other = ["--img2dataset", arguments.img2dataset] if arguments.img2dataset else []
-    scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["sampling.py"],
+    scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["busy_neighbour.py"], ["sampling.py"],
                ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["orchestration.py"],
                ["first_night.py"], ["mixtures.py"]]
     if mnist:
