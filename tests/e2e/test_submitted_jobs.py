@@ -1,6 +1,7 @@
 """A Ray cluster that goes on by itself: its head with dashboard, jobs by URL, drivers by host:port, other code on its nodes."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -16,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Command, free_port
-from tests.e2e.nightly import kill_tree
+from tests.e2e.conftest import Command, api, free_port
+from tests.e2e.nightly import Watcher, kill_tree, worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 600
@@ -39,7 +40,8 @@ def ray_head(command: Command, code: Path = ROOT) -> Iterator[Head]:
     command.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
     port, dashboard, agent, client = free_port(), free_port(), free_port(), free_port()
     bin_folder = Path(sys.executable).parent
-    env = {**command.env, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(code)}
+    env = {**command.env, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(code),
+           "PREFECT_HOME": str(command.folder / "prefect-there")}
     log = (command.folder / "head.log").open("wb")
     head = subprocess.Popen(
         [str(bin_folder / "ray"), "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1",
@@ -117,6 +119,23 @@ def job_statuses(command: Command, head: Head) -> list[str]:
             f"print(*[j.status.value for j in C({head.jobs!r}).list_jobs()])")
     done = subprocess.run([sys.executable, "-c", code], env=command.env, cwd=command.folder, capture_output=True, text=True, check=True)
     return done.stdout.split()
+
+
+def test_a_deployment_hands_its_run_to_a_jobs_url(command: Command, prefect_server: str) -> None:
+    """Prefect here, the work there: the page tells what the job says."""
+    watch = Watcher(prefect_server)
+    with ray_head(command) as head:
+        command.env["PREFECT_API_URL"] = prefect_server      # known here alone, not on the cluster
+        deployed = command.run("deploy", small(command, head.jobs), "--json", timeout_s=PATIENCE_S)
+        assert deployed.status == 0, deployed.err
+        with worker(command, "worker.log"):
+            api(prefect_server, f"/deployments/{deployed.result['deployment_id']}/create_flow_run")
+            [event] = watch.wait("the version", lambda: watch.events("published"), PATIENCE_S)
+            [run] = watch.wait("its end", lambda: [r for r in watch.runs() if r["state_type"] == "COMPLETED"], PATIENCE_S)
+        assert len(watch.runs()) == 1 and run["parameters"]["config"]["cluster"]["address"] == head.jobs
+        latest = json.loads((command.folder / "out/tiny/LATEST.json").read_text())
+        assert event["payload"]["version"] == latest["version"] and event["payload"]["rows"] > 0
+        assert "agreement" in watch.logs(), "what the job said is on the page"
 
 
 def test_the_documented_way_by_hand_works_too(command: Command) -> None:
