@@ -97,7 +97,7 @@ def test_a_killed_driver_and_a_second_one_at_once(command: Command) -> None:
     while len(list(receipts.glob("*.json"))) < 5 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate()
+    driver.wait()                                    # not for the end of its output: Prefect's orphaned small server holds that open
     kept = {file.name: file.read_bytes() for file in receipts.glob("*.json")}
     assert 5 <= len(kept) < 150 and not (command.folder / "out/tiny/LATEST.json").exists()
     second = command.run("run", config, "--run-id", "same", "--json", timeout_s=600)
