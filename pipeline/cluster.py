@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.nodes import check_software, copy_code
+from pipeline.processes import below, see_off
 from pipeline.scheduling import giving_way
 
 OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel through it, images don't
@@ -115,7 +116,9 @@ def connected(config: Config) -> Iterator[None]:
                 check_software(config.cluster.address)
             yield
     finally:
+        ours = below(str(temp)) if temp is not None else []
         ray.shutdown()
+        see_off(ours)
         if temp is not None:
             shutil.rmtree(temp, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def giving_way() -> Iterator[None]:
     """What this thread starts inside, and all that it starts, waits for its turn; where the user chose a policy, that stays."""
-    if _current() != "SCHED_OTHER":
+    if not _unset():
         yield
         return
     _take("SCHED_BATCH")
@@ -28,10 +28,9 @@ def go_first() -> None:
     _take("SCHED_OTHER")
 
 
-def _current() -> str:
-    names = ("SCHED_OTHER", "SCHED_BATCH", "SCHED_IDLE", "SCHED_FIFO", "SCHED_RR")
-    known = {getattr(os, name): name for name in names if hasattr(os, name)}
-    return known.get(os.sched_getscheduler(0), "") if known else ""
+def _unset() -> bool:
+    """Has nobody chosen a policy for this thread? False too where there are none to choose from."""
+    return hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def _take(policy: str) -> None:
