@@ -29,7 +29,8 @@ from torch.utils.flop_counter import flop_registry
 from gan.loop import new_state
 from gan.presets import Budget, choose
 from gan.sampler import Sampler
-from gan.step import Moment, Players, Update, Workers
+from gan.step import Moment, Players, Update
+from gan.workers import Workers
 
 PAPER = {"width": 768, "widest": 1, "blocks": 2, "group_width": 16}   # R3GAN's CIFAR-10 networks: 20.8 M weights each
 PUBLISHED = 90.0             # images a second on one L40-class card, as R3GAN's authors report for CIFAR-10

@@ -25,8 +25,9 @@ from gan.networks.projected import Projected
 from gan.recipe import Recipe
 from gan.sampler import Sampler, check_data, data_digest
 from gan.sampling import generate
-from gan.step import Moment, Players, Update, Workers
+from gan.step import Moment, Players, Update
 from gan.watch import COLLAPSED, Alarm, DiversityWatch
+from gan.workers import Workers
 
 __all__ = ["Hooks", "Recipe", "train"]
 
@@ -88,16 +89,19 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
         began = time.perf_counter()
         _teach(state, images.to(device), labels.to(device))
         state.elapsed_s = time.perf_counter() - began          # part of a budget in seconds
+    workers = Workers(world, rank, device)
     for network in (state.g, state.d):
         network.train()
-        share_statistics(network, world > 1)
+        share_statistics(network, workers if world > 1 else None)
     watch = DiversityWatch(images, labels, spec.classes, seed) if rank == 0 else None
-    run = _Run(state, images.to(device), labels.to(device), hooks or Hooks(), watch, Workers(world), rank)
+    run = _Run(state, images.to(device), labels.to(device), hooks or Hooks(), watch, workers, rank)
     run.keeper.newest = resume
     if held_out is not None and rank == 0 and len(held_out[0]):
         run.score_by(*held_out)
     with denormals_flushed():
         run.drive()
+    for network in (state.g, state.d):
+        share_statistics(network, None)
     return state
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gan import penalties
@@ -18,6 +17,7 @@ from gan.losses import loss_by_name
 from gan.networks.norm import Embedding, set_label_strength
 from gan.recipe import Recipe
 from gan.sampler import Sampler, as_float
+from gan.workers import Workers
 
 READINGS = ("loss_d", "loss_g", "real_logit", "fake_logit")
 GRADIENTS = ("gradient_real", "gradient_fake")       # E‖∇ₓD‖², where a penalty computes it
@@ -42,32 +42,6 @@ class Moment:
     augment_p: float = 0.0
     measure: bool = False                            # also read gradient norms
     label_strength: float = 1.0
-
-
-class Workers:
-    """Averages gradients over the workers, and whatever small figures travel with them."""
-
-    def __init__(self, world: int) -> None:
-        self.world = world
-
-    def average_(self, network: nn.Module, figures: Tensor) -> Tensor:
-        """Gradients of `network` become their mean over workers, in place; returns the mean of `figures` (k,).
-
-        One collective operation: all gradients in one flat buffer, which equals the gradient of the whole batch's
-        mean loss because every worker holds equally many rows.
-        """
-        if self.world == 1:
-            return figures
-        learning = [p for p in network.parameters() if p.requires_grad]
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learning]
-        flat = torch.cat([*(g.reshape(-1).float() for g in gradients), figures])
-        dist.all_reduce(flat)
-        flat /= self.world
-        parts = flat.split([g.numel() for g in gradients] + [len(figures)])
-        for parameter, gradient, part in zip(learning, gradients, parts):
-            gradient.copy_(part.view(gradient.shape))
-            parameter.grad = gradient
-        return parts[-1]
 
 
 class Update:

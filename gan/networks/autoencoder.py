@@ -63,7 +63,7 @@ class PointDecoder(Generator):
         return error + 1e-4 * code.square().mean() + 0 * unused.sum(), {"squared_error": error.detach()}
 
     def _follow(self, rows: Tensor, classes: int) -> None:
-        rows = all_workers(rows) if self.norms[0].shared else rows
+        rows = all_workers(rows) if self.norms[0].workers is not None else rows
         member, code = rows[:, :classes], rows[:, classes:]
         count = member.sum(0)
         seen = count > 0

@@ -3,37 +3,40 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gan.workers import Workers
 
 
 class _SumOverWorkers(torch.autograd.Function):
     """Σ over workers; the gradient of a sum that every worker uses is the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, workers: Workers) -> Tensor:
+        ctx.workers = workers
         total = x.clone()
-        dist.all_reduce(total)
+        workers.sum_(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.contiguous().clone()
+        ctx.workers.sum_(total)
+        return total, None
 
 
 class BatchNorm(nn.Module):
     """(x - mean) / std · gain(y) + bias(y) over (n, C, …), float32 statistics of the whole batch.
 
-    With `classes` 1 gain and bias are common to all labels. `shared` is set by the loop when several workers hold a
-    slice of the batch each: they then normalise by the whole batch, as one worker would. `strength`: see `Embedding`.
+    With `classes` 1 gain and bias are common to all labels. `workers` is set by the loop when several hold a slice of
+    the batch each: they then normalise by the whole batch, as one would. `strength`: see `Embedding`.
     """
 
     def __init__(self, channels: int, classes: int = 1, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
-        self.momentum, self.eps, self.shared, self.strength = momentum, eps, False, 1.0
+        self.momentum, self.eps, self.strength = momentum, eps, 1.0
+        self.workers: Workers | None = None
         self.gain = nn.Parameter(torch.ones(classes, channels))
         self.bias = nn.Parameter(torch.zeros(classes, channels))
         self.register_buffer("mean", torch.zeros(channels))
@@ -44,8 +47,8 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """x (n, C, …) and labels (n,) where conditional."""
         conditional = len(self.gain) > 1 and y is not None
-        if self.training and self.shared:
-            out = self._normalise_shared(x)
+        if self.training and self.workers is not None:
+            out = self._normalise_shared(x, self.workers)
         else:
             gain, bias = (None, None) if conditional else (self.gain[0], self.bias[0])
             out = F.batch_norm(x, self.mean, self.variance, gain, bias, self.training, self.momentum, self.eps)
@@ -56,11 +59,11 @@ class BatchNorm(nn.Module):
         gain, bias = (_blended(p, p[index], self.strength).view(shape).to(out.dtype) for p in (self.gain, self.bias))
         return out * gain + bias                     # addcmul is four times slower: it broadcasts item by item
 
-    def _normalise_shared(self, x: Tensor) -> Tensor:
+    def _normalise_shared(self, x: Tensor, workers: Workers) -> Tensor:
         axes = [0, *range(2, x.dim())]
         wide = x.float()
         count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
-        sums = _SumOverWorkers.apply(torch.cat([wide.sum(axes), wide.square().sum(axes), count]))
+        sums = _SumOverWorkers.apply(torch.cat([wide.sum(axes), wide.square().sum(axes), count]), workers)
         mean, square = (sums[:-1] / sums[-1].detach()).chunk(2)
         variance = (square - mean.square()).clamp_min(0.0)
         with torch.no_grad():
@@ -71,11 +74,11 @@ class BatchNorm(nn.Module):
         return ((wide - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)).to(x.dtype)
 
 
-def share_statistics(network: nn.Module, shared: bool) -> None:
-    """Every `BatchNorm` in the network normalises by all workers' batches (True) or by its own (False)."""
+def share_statistics(network: nn.Module, workers: Workers | None) -> None:
+    """Every `BatchNorm` in the network normalises by all workers' batches, or by its own (None)."""
     for module in network.modules():
         if isinstance(module, BatchNorm):
-            module.shared = shared
+            module.workers = workers
 
 
 def _blended(table: Tensor, rows: Tensor, strength: float) -> Tensor:

@@ -11,7 +11,8 @@ from gan.networks import NetSpec, build
 from gan.networks.norm import Embedding, set_label_strength
 from gan.recipe import Recipe
 from gan.sampler import Sampler
-from gan.step import Moment, Players, Update, Workers
+from gan.step import Moment, Players, Update
+from gan.workers import Workers
 
 SHORT = Recipe(total_kimg=0.32, batch_size=16)
 Data = tuple[Tensor, Tensor]
