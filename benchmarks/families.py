@@ -26,8 +26,8 @@ import torch
 from machine import machine
 from textbook_cdcgan import read_idx, train_textbook
 from torch import Tensor
+from two_workers import train_with_two_workers
 
-import gan.loop
 from gan.augment import Augmentation
 from gan.classical import ClassicalAugment
 from gan.classifier import Architecture, Classifier, embed, load_classifier, save_classifier, train_classifier
@@ -143,8 +143,8 @@ def trained(family: str, data: Data, seconds: float, seed: int) -> tuple[Draw, f
     counts = torch.bincount(data.labels).tolist()
     spec, recipe, _ = choose(family, data.train.shape[2], data.train.shape[1], counts, Budget(seconds=seconds),
                              augment=Augmentation(flip=data.flip))
-    state = gan.loop.train(data.train, data.labels, spec, recipe, seed=seed)
-    return lambda y: generate(state.ema, y, np.arange(10**6, 10**6 + len(y))), state.kimg
+    made = train_with_two_workers(data.train, data.labels, spec, recipe, seed)
+    return lambda y: generate(made.net, y, np.arange(10**6, 10**6 + len(y))), made.meta["kimg"]
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:

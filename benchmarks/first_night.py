@@ -10,17 +10,18 @@ start is not counted. What it starts it ends.
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from machine import machine
-from orchestration import end
+from orchestration import end, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_MIN = 15.0
@@ -63,13 +64,6 @@ class Terminal:
         print(f"{self.minutes():5.1f} min  $ {command}", flush=True)
 
 
-def free_port() -> int:
-    """One that nobody listens at."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def answers(url: str) -> bool:
     """Does something answer there?"""
     try:
@@ -81,7 +75,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait(what: str, found) -> None:                  # type: ignore[no-untyped-def]
+def wait(what: str, found: Callable[[], bool]) -> None:
     """Until `found()`."""
     deadline = time.monotonic() + PATIENCE_S
     while not found():

@@ -50,6 +50,13 @@ def start(arguments: list[str], env: dict[str, str], folder: Path) -> "subproces
                             stderr=subprocess.STDOUT, start_new_session=True)
 
 
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 def end(part: "subprocess.Popen[bytes]") -> None:
     """Ends a process and its group: asked first, killed where it does not listen (a worker whose SIGINT is ignored never does)."""
     os.killpg(part.pid, signal.SIGTERM)
@@ -84,9 +91,7 @@ def main() -> None:
     parser.add_argument("--kimg", type=float, default=60)
     arguments = parser.parse_args()
     print(machine())
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     with tempfile.TemporaryDirectory(prefix="gmb-") as name:
         folder = Path(name)

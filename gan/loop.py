@@ -83,13 +83,13 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
     _check_inputs(images, labels, spec, recipe, world)
     device = torch.device(device)
     state = new_state(images, labels, spec, recipe, seed, device)
+    workers = Workers(world, rank, device)
     if resume is not None:
         checkpoint.restore(state, resume)
     else:
         began = time.perf_counter()
-        _teach(state, images.to(device), labels.to(device))
+        _teach(state, images.to(device), labels.to(device), workers)
         state.elapsed_s = time.perf_counter() - began          # part of a budget in seconds
-    workers = Workers(world, rank, device)
     for network in (state.g, state.d):
         network.train()
         share_statistics(network, workers if world > 1 else None)
@@ -132,10 +132,10 @@ def new_state(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, see
                       rows_per_class=tuple(counts.tolist()))
 
 
-def _teach(state: TrainState, images: Tensor, labels: Tensor) -> None:
+def _teach(state: TrainState, images: Tensor, labels: Tensor, workers: Workers) -> None:
     """What a discriminator must know before the first step."""
     if isinstance(state.d, Projected):
-        state.d.teach(images, labels, state.recipe.feature_steps_here(), state.seed)
+        state.d.teach(images, labels, state.recipe.feature_steps_here(), state.seed, workers)
 
 
 def _check_inputs(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, world: int) -> None:
@@ -230,7 +230,7 @@ class _Run:
                                           self.update.device)
         recovery.rewind(self.state, data, f"at {at:.1f} kimg: {reason}")
         if data is None:
-            _teach(self.state, self.images, self.labels)
+            _teach(self.state, self.images, self.labels, self.workers)
         self.state.elapsed_s = elapsed_s             # as all workers know it; time that was lost is spent
         self._begin()
         if self.rank == 0 and self.hooks.on_restart is not None:

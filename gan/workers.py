@@ -10,6 +10,7 @@ import mmap
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class Workers:
     """The workers of a training; alone where `world` is 1."""
 
     def __init__(self, world: int, rank: int = 0, device: str | torch.device = "cpu") -> None:
-        self.world = world
+        self.world, self.rank = world, rank
         here = world > 1 and torch.device(device).type == "cpu"
         self.memory = meet(world, rank) if here else None
 
@@ -39,6 +40,17 @@ class Workers:
             self.memory.sum_(x.view(-1))
         else:
             dist.all_reduce(x)
+
+    @contextlib.contextmanager
+    def one_for_all(self) -> Iterator[None]:
+        """What rank 0 does inside while the others wait for it may have their threads too, where they share a machine."""
+        own = torch.get_num_threads()
+        if self.memory is not None and self.rank == 0:
+            torch.set_num_threads(own * self.world)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(own)
 
     def average_(self, network: nn.Module, figures: Tensor) -> Tensor:
         """Gradients of `network` become their mean over workers, in place; returns the mean of `figures` (k,).

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.nodes import check_software, copy_code
 from pipeline.processes import below, see_off
-from pipeline.scheduling import giving_way
+from pipeline.scheduling import giving_way, local_cpus, threads_asked
 
 OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel through it, images don't
 CONNECT_TIMEOUT_S = 5.0
@@ -45,11 +45,6 @@ _LOCAL_ENV = {
 # else, so they wait awake for a tenth of a second (3 ms by default) before they sleep. Not for ever, as OMP_WAIT_POLICY=active
 # would have it: an idle process would burn a core that another one needs. The user's own setting wins.
 _THREAD_ENV = {"GOMP_SPINCOUNT": "10000000"}
-
-
-def local_cpus() -> int:
-    """CPUs that this process may use (not those that the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_resources(config: Config) -> None:
@@ -256,9 +251,8 @@ def threads_per_worker(workers: int) -> int:
     To be asked in the driver: Ray sets that variable for its workers. One thread is much the faster where another process keeps a
     CPU busy, because two wait for each other some hundred times a step.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     cpus = cpus_per_worker(workers)
-    return min(cpus, int(asked)) if asked.isdigit() and int(asked) > 0 else cpus
+    return min(cpus, threads_asked() or cpus)
 
 
 def cpus_per_worker(workers: int) -> int:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.scheduling import local_cpus, threads_asked
 
 Family = Literal["auto", "mlp", "dcgan", "sngan", "wgan", "wgan-gp", "r3", "vae", "autoencoder"]
 SourceFormat = Literal["digits", "gaussians", "imagefolder", "parquet", "idx", "webdataset"]
@@ -166,7 +167,7 @@ class TrainConfig(Section):
     budget: Budget = Field(default_factory=lambda: Budget(kimg=200))
     """Schedules follow it. One of the two."""
     workers: int = Field(1, ge=1, le=1024)
-    """Data-parallel processes; on CPUs one with all threads is the faster."""
+    """Data-parallel processes. Left out: two where training runs on CPUs of this machine and they can share the batch, else one."""
     min_workers: int | None = Field(None, ge=1)
     """Fewer than `workers`: elastic training, which begins and goes on with what the cluster has left, down to so many."""
     gpus_per_worker: float = Field(0, ge=0)
@@ -361,6 +362,22 @@ class Config(Section):
             return raw
         return {**raw, **{name: {**defaults, **raw.get(name, {})} for name, defaults in _FOR_POINTS.items()
                           if isinstance(raw.get(name, {}), dict)}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _workers_that_fit(cls, raw: Any) -> Any:
+        """Two processes of one thread wait for each other twenty times a step, two threads some hundred times."""
+        if not isinstance(raw, dict):
+            return raw
+        source, train, cluster = (raw.get(name, {}) for name in ("source", "train", "cluster"))
+        if not (isinstance(source, dict) and isinstance(train, dict) and isinstance(cluster, dict)):
+            return raw                               # refused by name further on
+        here = source.get("format") != "gaussians" and cluster.get("address", "local") == "local" and not train.get("gpus_per_worker")
+        if {"workers", "min_workers"} & set(train) or not here or (train.get("batch_size") or 4) not in range(4, 65537, 2):
+            return raw
+        if min(local_cpus(), threads_asked() or 2) < 2:
+            return raw
+        return {**raw, "train": {**train, "workers": 2}}
 
     @model_validator(mode="after")
     def _fits_points(self) -> "Config":

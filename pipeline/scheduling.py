@@ -1,4 +1,4 @@
-"""Who gives way to whom on a machine of our own: Ray's helpers to the threads that train.
+"""What of a machine of our own is ours, and who gives way to whom there: Ray's helpers to the threads that train.
 
 Each of Ray's dozen processes wakes a hundred times a second for a moment. Every time the kernel stops a computing thread for it,
 and the other threads of the step wait. Under Linux's SCHED_BATCH a process that wakes up waits for the next tick instead: half as
@@ -8,6 +8,17 @@ many interruptions. It costs no rights, changes no shares of time, and goes over
 import contextlib
 import os
 from collections.abc import Iterator
+
+
+def local_cpus() -> int:
+    """CPUs that this process may use (not those that the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_asked() -> int | None:
+    """What OMP_NUM_THREADS asks for, None where it says nothing. To be asked in the driver: Ray sets it for its workers."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(asked) if asked.isdigit() and int(asked) > 0 else None
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ After Projected GAN (Sauer 2021: discriminate in a frozen network's features) an
 knows the classes); unlike the former, φ has seen nothing but this very training split.
 """
 
+import contextlib
 import copy
 
 import torch
@@ -19,6 +20,7 @@ from gan.classical import ClassicalAugment
 from gan.classifier import ClassifierSpec, build_classifier, to_unit, train_classifier
 from gan.networks.norm import Embedding, Spectral
 from gan.networks.spec import NetSpec
+from gan.workers import Workers
 
 HIDDEN = (256, 128)
 SPREAD_FLOOR = 0.1           # of the mean deviation: features that hardly move aren't blown up
@@ -66,13 +68,21 @@ class Projected(nn.Module):
         logits: Tensor = self.critic(x, y) + seen
         return logits
 
-    def teach(self, images: Tensor, labels: Tensor, steps: int, seed: int) -> None:
-        """Trains the classifier and takes the features' scale; with several workers all take over rank 0's.
+    def teach(self, images: Tensor, labels: Tensor, steps: int, seed: int, workers: Workers | None = None) -> None:
+        """Trains the classifier and takes the features' scale; of several workers rank 0 does, and all take over what it found.
 
         Args:
             images: uint8 (N, C, H, W), the training split and nothing else.
             labels: int64 (N,).
         """
+        if workers is None or workers.rank == 0:
+            with contextlib.nullcontext() if workers is None else workers.one_for_all():
+                self._learn(images, labels, steps, seed)
+        if workers is not None and workers.world > 1:
+            for tensor in (*self.body.parameters(), *self.neck.parameters(), self.grey, self.contrast, self.mean, self.deviation):
+                dist.broadcast(tensor, 0)
+
+    def _learn(self, images: Tensor, labels: Tensor, steps: int, seed: int) -> None:
         taught = train_classifier(images, labels, self.plan.classes, steps=steps, seed=seed, width=self.plan.width,
                                   architecture="conv", augment=ClassicalAugment.allowed(flip=False, color=False))
         self.body.load_state_dict(_folded(taught.body).state_dict())
@@ -85,9 +95,6 @@ class Projected(nn.Module):
             spread = found.std(0, correction=0)
             self.mean.copy_(found.mean(0))
             self.deviation.copy_(spread + SPREAD_FLOOR * spread.mean() + 1e-3)
-        if dist.is_available() and dist.is_initialized():
-            for tensor in (*self.body.parameters(), *self.neck.parameters(), self.grey, self.contrast, self.mean, self.deviation):
-                dist.broadcast(tensor, 0)
 
 
 def _folded(layers: nn.Module) -> nn.Sequential:

@@ -18,6 +18,7 @@ from gan.networks import NetSpec
 from gan.recipe import Recipe
 from gan.sampling import generate
 from gan.watch import Alarm, DiversityWatch, spread
+from gan.workers import Workers
 
 from . import two_workers
 
@@ -115,7 +116,8 @@ def test_resume_of_another_run_is_refused_by_name(change: dict, word: str, squar
         train(images, labels, change.get("spec", SPEC), recipe, seed=change.get("seed", 0), resume=kept[-1])
 
 
-def test_two_workers_equal_one(tmp_path: Path) -> None:
+def test_two_workers_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workers, "one_for_all", two_workers.with_two_threads)
     families = ["dcgan", "sngan", "autoencoder", "dcgan+features"]
     root = Path(__file__).parents[2]
     script = Path(__file__).with_name("two_workers.py")

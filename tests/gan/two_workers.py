@@ -1,6 +1,8 @@
 """One of several gloo workers of small trainings; run by test_loop.py as a script: rank world folder family …"""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ import torch.distributed as dist
 from gan.loop import Hooks, train
 from gan.networks import NetSpec
 from gan.recipe import Recipe
+from gan.workers import Workers
 
 RECIPE = Recipe(total_kimg=0.32, batch_size=16, loss="relativistic", r1_gamma=0.3, r2_gamma=0.2, penalty_every=2,
                 joint_pass=False, augment_p=0.4, label_prior_tau=0.5, metrics_every_s=0.0, warmup=0.1)
@@ -17,6 +20,14 @@ RECIPE = Recipe(total_kimg=0.32, batch_size=16, loss="relativistic", r1_gamma=0.
 def small_data() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (90, 1, 8, 8), generator=generator).to(torch.uint8), torch.arange(90) % 3
+
+
+@contextlib.contextmanager
+def with_two_threads(self: Workers) -> Iterator[None]:
+    """What two workers have while one of them does something for both: bits depend on the number of threads."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 def run(rank: int, world: int, family: str) -> dict:

@@ -157,3 +157,22 @@ def test_shards_sized_by_bytes(prepare: dict[str, Any], format_name: str, asked:
 def test_sizes_of_shards_that_are_refused(sample: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config({"name": "x", "source": {"format": "digits"}, "sample": sample})
+
+
+@pytest.mark.parametrize(("sections", "cpus", "asked", "workers"), [
+    ({}, 2, None, 2), ({}, 16, None, 2), ({}, 1, None, 1), ({}, 2, 1, 1), ({}, 16, 4, 2),
+    ({"train": {"workers": 1}}, 2, None, 1), ({"train": {"workers": 5}}, 2, None, 5), ({"train": {"min_workers": 1}}, 2, None, 1),
+    ({"train": {"batch_size": None}}, 2, None, 2), ({"train": {"batch_size": 6}}, 2, None, 2), ({"train": {"batch_size": 7}}, 2, None, 1),
+    ({"train": {"batch_size": 2}}, 2, None, 1), ({"train": {"gpus_per_worker": 1}}, 2, None, 1),
+    ({"cluster": {"address": "10.0.0.5:6379"}}, 2, None, 1), ({"cluster": {"address": "local"}}, 2, None, 2),
+    ({"source": {"format": "gaussians", "variant": "ring8"}}, 2, None, 1),
+])
+def test_two_workers_where_they_fit_and_nobody_said_otherwise(sections: dict[str, Any], cpus: int, asked: int | None, workers: int,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.config.local_cpus", lambda: cpus)
+    monkeypatch.setattr("pipeline.config.threads_asked", lambda: asked)
+    config = parse_config({**minimal(), **sections})
+    assert config.train.workers == workers
+    assert config.digest() == parse_config({**minimal(), **sections, "train": {**sections.get("train", {}), "workers": 1}}).digest() \
+        or config.train.min_workers is not None
+    assert parse_config(config.model_dump()).train.workers == workers          # written down and read again, it stays
