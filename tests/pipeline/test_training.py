@@ -131,6 +131,23 @@ def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_clu
         assert policies == {os.SCHED_BATCH, os.SCHED_OTHER}, "all but the training give way"
 
 
+@pytest.mark.slow
+def test_one_of_two_workers_killed_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_cluster: None) -> None:
+    config = config_of(workers=2, budget={"kimg": 6}, options={"width": 8, "checkpoint_every_kimg": 0.5})
+    made = {}
+    for name, killing in (("whole", False), ("killed", True)):
+        run, snapshot = prepared(str(tmp_path / name), config)
+        notes = Notes()
+        killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / name / "checkpoints", os.getpid(), set()))
+        if killing:
+            killer.start()
+        made[name] = load_generator(run.get(training.train(config, snapshot, run, notes).key)).net.state_dict()
+        if killing:
+            killer.join()
+            assert [note for note in notes.notes if "continuing from the checkpoint" in note], notes.notes
+    assert all(torch.equal(weight, made["killed"][name]) for name, weight in made["whole"].items())
+
+
 def test_a_stop_keeps_a_checkpoint_and_the_next_call_goes_on(tmp_path: Path, ray_cluster: None) -> None:
     config = config_of(budget={"kimg": 6})
     run, snapshot = prepared(str(tmp_path), config)
