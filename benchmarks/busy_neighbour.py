@@ -1,4 +1,4 @@
-"""What one busy neighbour does to training: images a second with a thread a CPU and with one, alone and beside a process that spins.
+"""What one busy neighbour does to training: images a second of two workers, of a thread a CPU and of one, alone and beside a spinner.
 
     python benchmarks/busy_neighbour.py [--seconds 8]
 
@@ -13,6 +13,7 @@ import sys
 
 import torch
 from machine import machine
+from two_workers import WORKERS, train_with_two_workers
 
 import gan.loop
 from gan.allocator import keep_freed_memory
@@ -20,12 +21,16 @@ from gan.presets import Budget, choose
 
 
 def train(threads: int, seconds: float) -> None:
-    """Prints images a second."""
-    torch.set_num_threads(threads)
+    """Prints images a second; 0 threads: of two workers."""
     keep_freed_memory()                                   # as ganmill's workers do
     images = torch.randint(0, 256, (400, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     spec, recipe, _ = choose("auto", 32, 1, [40] * 10, Budget(seconds=seconds))
-    state = gan.loop.train(images, torch.arange(400) % 10, spec, recipe, seed=0)
+    labels = torch.arange(400) % 10
+    if threads == 0:
+        print(round(1000 * train_with_two_workers(images, labels, spec, recipe, seed=0).meta["kimg"] / seconds))
+        return
+    torch.set_num_threads(threads)
+    state = gan.loop.train(images, labels, spec, recipe, seed=0)
     print(round(state.images_seen / state.elapsed_s))
 
 
@@ -43,20 +48,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.threads:
+    if arguments.threads is not None:
         train(arguments.threads, arguments.seconds)
         return
     print(machine())
     cpus = len(os.sched_getaffinity(0))
-    alone = [rate(threads, arguments.seconds) for threads in (cpus, 1)]
-    print(f"alone: {cpus} threads {alone[0]} images/s, 1 thread {alone[1]}", flush=True)
+    alone = [rate(threads, arguments.seconds) for threads in (0, cpus, 1)]
+    print(f"alone: {WORKERS} workers {alone[0]} images/s, {cpus} threads {alone[1]}, 1 thread {alone[2]}", flush=True)
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
     try:
-        beside = [rate(threads, arguments.seconds) for threads in (cpus, 1)]
+        beside = [rate(threads, arguments.seconds) for threads in (0, cpus, 1)]
     finally:
         os.kill(neighbour.pid, signal.SIGKILL)
         neighbour.wait()
-    print(f"beside a process that spins: {cpus} threads {beside[0]} images/s, 1 thread {beside[1]}")
+    print(f"beside a process that spins: {WORKERS} workers {beside[0]} images/s, {cpus} threads {beside[1]}, 1 thread {beside[2]}")
 
 
 if __name__ == "__main__":
