@@ -41,21 +41,24 @@ class LineProgress:
 
     def __init__(self, out: IO[str]) -> None:
         self._out = out
-        self._stage, self._began, self._last = "", time.monotonic(), 0.0
+        self._stage, self._last = "", 0.0
+        self._first: tuple[float, float] | None = None        # when the stage first told how far it is, and how far: it may be resumed
 
     def stage(self, name: str) -> None:
         """Names the stage that begins."""
-        self._stage, self._began, self._last = name, time.monotonic(), time.monotonic()
+        self._stage, self._first, self._last = name, None, time.monotonic()
         self._say(name)
 
     def update(self, done: float, total: float | None = None, **figures: float | str) -> None:
         """A line if the last one is some seconds old."""
         now = time.monotonic()
+        self._first = self._first or (now, done)
         if now - self._last < LINE_EVERY_S:
             return
         self._last = now
+        (began, before) = self._first
         share = f"{100 * done / total:3.0f} %" if total else f"{done:g}"
-        eta = f"  ETA {_duration((now - self._began) * (total - done) / done)}" if total and done else ""
+        eta = f"  ETA {_duration((now - began) * (total - done) / (done - before))}" if total and done > before else ""
         self._say(f"{self._stage}: {share}  {describe(figures)}{eta}")
 
     def note(self, message: str) -> None:

@@ -133,11 +133,11 @@ def meet(world: int, rank: int) -> SharedMemory | None:
     found = None
     path = _offer(world) if rank == 0 else None
     try:
-        offers: list[tuple[str | None, int]] = [(None, 0)] * world
-        dist.all_gather_object(offers, (None if path is None else str(path), os.getpid()))
+        told: list[tuple[str, int, str]] = [("", 0, "")] * world
+        dist.all_gather_object(told, ("" if path is None else str(path), os.getpid(), _who_counts()))
         with contextlib.suppress(OSError, ValueError):
-            if offers[0][0] is not None and hasattr(os, "sched_yield"):
-                found = SharedMemory(Path(offers[0][0]), world, rank, [pid for _, pid in offers])
+            if told[0][0] and {counted for *_, counted in told} == {_who_counts()}:
+                found = SharedMemory(Path(told[0][0]), world, rank, [pid for _, pid, _ in told])
         here = torch.tensor([float(found is not None)])
         dist.all_reduce(here)
     finally:
@@ -160,6 +160,14 @@ def _offer(world: int) -> Path | None:
     finally:
         os.close(handle)
     return Path(name)
+
+
+def _who_counts() -> str:
+    """Whose process ids ours are: those of other containers, which may share the memory, mean nothing here."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _lives(pid: int) -> bool:

@@ -28,6 +28,19 @@ def test_piped_output_is_a_line_every_few_seconds(monkeypatch: pytest.MonkeyPatc
     assert lines[1].endswith("train:  21 %  1,500 images/s  ETA 19 s")
 
 
+def test_the_time_left_counts_from_where_the_stage_began_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    progress = LineProgress(out)
+    progress.stage("train")
+    for second in range(30, 50):                                          # half a minute to start, and resumed at 60 of 100
+        now[0] = 100.0 + second
+        progress.update(60 + second - 30, 100)
+    lines = out.getvalue().splitlines()
+    assert "ETA" not in lines[1] and lines[2].endswith("65 %    ETA 35 s") and lines[4].endswith("75 %    ETA 25 s")
+
+
 def test_json_events_one_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [50.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])

@@ -29,8 +29,8 @@ def together(world: int, what: str, folder: Path) -> list[tuple[int, str, list[T
             for process, text, file in zip(started, said, kept)]
 
 
-@pytest.mark.parametrize(("world", "what", "how"), [(2, "sums", "shared"), (3, "sums", "shared"), (2, "apart", "sockets"),
-                                                    (2, "crowded", "sockets")])
+@pytest.mark.parametrize(("world", "what", "how"), [(3, "sums", "shared"), (2, "apart", "sockets"),
+                                                    (2, "contained", "sockets"), (2, "crowded", "sockets")])
 def test_all_get_the_same_sum_by_memory_or_by_sockets(world: int, what: str, how: str, tmp_path: Path) -> None:
     before = set(SHARED.iterdir())
     ranks = together(world, what, tmp_path)
