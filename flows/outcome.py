@@ -32,7 +32,8 @@ def published(run: Run, version: Version, rows_are: str = "images") -> Outcome:
     return Outcome(
         "published", run.run_id, run.dataset.where(), version.name, version.rows, dict(version.rows_per_class),
         version.report_url,
-        f"published {version.name}: {version.rows:,} {rows_are} in {version.shards} shards at {version.url}\n"
+        f"published {version.name}: {version.rows:,} {rows_are} in {version.shards:,} object{'s' * (version.shards != 1)} "
+        f"at {version.url}\n"
         f"report: {version.report_url}",
     )
 

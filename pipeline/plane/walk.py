@@ -171,7 +171,7 @@ def plan(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, p
     """Works out the shards and the version's name; the run's own plan if it has one already."""
     progress.stage("plan")
     shards, record = open_plan(config, snapshot, checkpoint, run.folder, run.dataset)
-    progress.note(f"{shards.rows:,} points in {len(shards)} shards of {record.version}")
+    progress.note(f"{shards.rows:,} points in {len(shards):,} shard{'s' * (len(shards) != 1)} of {record.version}")
     return Planned(shards, record)
 
 
@@ -212,7 +212,7 @@ def publish(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecar
 
     version = publication.commit(config, snapshot, checkpoint, scorecard, verdict, planned.shards, receipts, run.dataset,
                                  run.run_id, planned.record.version, beside, rows_are="points")
-    progress.note(f"{version.name} is visible: {version.rows:,} points in {version.shards} objects")
+    progress.note(f"{version.name} is visible: {version.rows:,} points in {version.shards:,} object{'s' * (version.shards != 1)}")
     return version
 
 
