@@ -44,7 +44,7 @@ def published(settings: Config) -> dict[str, Any]:
 def test_from_a_mixture_s_name_to_published_points(tmp_path: Path) -> None:
     settings = config(tmp_path)
     result = published(settings)
-    assert result["rows"] == 120 and result["rows_per_class"] == {"two": 120} and "120 points in 3 shards" in result["text"]
+    assert result["rows"] == 120 and result["rows_per_class"] == {"two": 120} and "120 points in 3 objects" in result["text"]
     version = tmp_path / "out" / "plane" / "versions" / result["version"]
     manifest = json.loads((version / "manifest.json").read_text())
     assert manifest["rows_are"] == "points" and manifest["classes"] == ["two"] and manifest["scores"]["runs"] == 2
