@@ -8,6 +8,7 @@ sockets take milliseconds: a step of a small network needs half a dozen such sum
 import contextlib
 import mmap
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ SPINS = 20_000               # looks before a waiting worker lets others have it
 YIELDS = 2_000
 NAP_S = 2e-4
 GONE_EVERY_S = 1.0           # how often a napping worker looks whether the other still lives
+IN_ORDER = {"x86_64", "AMD64"}      # others see a worker's counter before its numbers, without a barrier that Python doesn't give
 PATIENCE_S = 1800.0          # as torch.distributed's own
 
 
@@ -147,9 +149,9 @@ def meet(world: int, rank: int) -> SharedMemory | None:
 
 
 def _offer(world: int) -> Path | None:
-    """A new file of zeros in memory, big enough; None where there is no room."""
+    """A new file of zeros in memory, big enough; None where there is no room, or where it would not be safe."""
     folder = Path("/dev/shm")
-    if not folder.is_dir():
+    if not folder.is_dir() or platform.machine() not in IN_ORDER:
         return None
     handle, name = tempfile.mkstemp(prefix="ganmill-", dir=folder)
     try:
