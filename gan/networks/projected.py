@@ -7,7 +7,6 @@ After Projected GAN (Sauer 2021: discriminate in a frozen network's features) an
 knows the classes); unlike the former, φ has seen nothing but this very training split.
 """
 
-import contextlib
 import copy
 
 import torch
@@ -75,10 +74,11 @@ class Projected(nn.Module):
             images: uint8 (N, C, H, W), the training split and nothing else.
             labels: int64 (N,).
         """
-        if workers is None or workers.rank == 0:
-            with contextlib.nullcontext() if workers is None else workers.one_for_all():
+        workers = workers or Workers(1)
+        if workers.rank == 0:
+            with workers.one_for_all():
                 self._learn(images, labels, steps, seed)
-        if workers is not None and workers.world > 1:
+        if workers.world > 1:
             for tensor in (*self.body.parameters(), *self.neck.parameters(), self.grey, self.contrast, self.mean, self.deviation):
                 dist.broadcast(tensor, 0)
 
