@@ -9,46 +9,54 @@ from flows import console
 from flows.console import BarProgress, JsonProgress, LineProgress, Tee, describe
 
 
+class Clock:
+    """Stands still until it is set."""
+
+    now = 100.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The console's clock, at 100 s."""
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock.now)
+    return clock
+
+
 def test_figures_in_words() -> None:
     assert describe({"kimg": 12.84, "images_per_s": 1612.4, "loss_d": 1.2103}) == "12.8 kimg  1,612 images/s  D 1.21"
     assert describe({"shard": "3 of 9"}) == "shard 3 of 9"
 
 
-def test_piped_output_is_a_line_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+def test_piped_output_is_a_line_every_few_seconds(clock: Clock) -> None:
     out = io.StringIO()
     progress = LineProgress(out)
     progress.stage("train")
     for second in range(12):
-        now[0] = 100.0 + second
+        clock.now = 100.0 + second
         progress.update(second, 24, images_per_s=1500.0)
     lines = out.getvalue().splitlines()
     assert len(lines) == 3                                                # the stage, and after 5 and 10 of 12 seconds
     assert lines[1].endswith("train:  21 %  1,500 images/s  ETA 19 s")
 
 
-def test_the_time_left_counts_from_where_the_stage_began_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+def test_the_time_left_counts_from_where_the_stage_began_to_move(clock: Clock) -> None:
     out = io.StringIO()
     progress = LineProgress(out)
     progress.stage("train")
     for second in range(30, 50):                                          # half a minute to start, and resumed at 60 of 100
-        now[0] = 100.0 + second
+        clock.now = 100.0 + second
         progress.update(60 + second - 30, 100)
     lines = out.getvalue().splitlines()
     assert "ETA" not in lines[1] and lines[2].endswith("65 %    ETA 35 s") and lines[4].endswith("75 %    ETA 25 s")
 
 
-def test_json_events_one_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [50.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+def test_json_events_one_a_second(clock: Clock) -> None:
     out = io.StringIO()
     progress = JsonProgress(out)
     progress.stage("sample")
     for tenth in range(25):
-        now[0] = 60.0 + tenth / 10
+        clock.now = 110.0 + tenth / 10
         progress.update(tenth, 25, rows=float(tenth))
     progress.note("done")
     events = [json.loads(line) for line in out.getvalue().splitlines()]
