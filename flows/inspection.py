@@ -6,6 +6,7 @@ import yaml
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.wording import counted
 
 MAX_CLASSES_SHOWN = 30
 # Rough costs for the estimate, seconds per unit on two CPU cores; the run itself reports what it took.
@@ -59,8 +60,8 @@ def _validate_points(config: Config) -> dict[str, Any]:
     text = "\n".join([
         yaml.safe_dump(_without_none(public_config(config)), sort_keys=False, allow_unicode=True).rstrip(), "",
         f"source: mixture {found['mixture']}, {found['modes']} Gaussians on the plane",
-        f"model: two perceptrons, {trained}, {found['runs']} training{'s' * (found['runs'] != 1)}",
-        f"ok: {found['rows']:,} points in {found['shards']} parquet shard{'s' * (found['shards'] != 1)} would go to "
+        f"model: two perceptrons, {trained}, {counted(found['runs'], 'training')}",
+        f"ok: {found['rows']:,} points in {counted(found['shards'], 'parquet shard')} would go to "
         f"{config.dataset_url}; nothing was written",
     ])
     return {"text": text, "config": public_config(config), **found}

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import keys
 from pipeline.records import Version
 from pipeline.runs import Run
+from pipeline.wording import counted
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def published(run: Run, version: Version, rows_are: str = "images") -> Outcome:
     return Outcome(
         "published", run.run_id, run.dataset.where(), version.name, version.rows, dict(version.rows_per_class),
         version.report_url,
-        f"published {version.name}: {version.rows:,} {rows_are} in {version.shards:,} object{'s' * (version.shards != 1)} "
+        f"published {version.name}: {version.rows:,} {rows_are} in {counted(version.shards, 'object')} "
         f"at {version.url}\n"
         f"report: {version.report_url}",
     )

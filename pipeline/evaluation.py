@@ -56,6 +56,7 @@ from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
 from pipeline.seeds import derive, row_seeds
 from pipeline.side_by_side import Stop, all_side_by_side
 from pipeline.store import Store
+from pipeline.wording import counted
 
 FORMAT = 2                                           # one more whenever the figures' definitions change
 LEAST_PER_CLASS = 50                                 # samples of a class, however rare it is in the test images
@@ -386,7 +387,7 @@ def coverage_per_class(real: Seen, made: Seen, classes: tuple[str, ...], notes: 
         name = classes[label] if classes else str(label)
         if classes and len(rows) < FEW_TEST_IMAGES:
             rest = "; its coverage is left out" if len(rows) < 2 else ": its figures are rough"
-            notes.append(f"Class {name!r} has {len(rows)} test image{'s' * (len(rows) != 1)}{rest}.")
+            notes.append(f"Class {name!r} has {counted(len(rows), 'test image')}{rest}.")
         if len(rows) >= 2:
             found[name] = _manifold(rows, samples[: len(rows)], with_recall=False).coverage
     return found
@@ -446,7 +447,7 @@ def _note_what_must_be_known(
         notes.append("Features are those of a random network, since a classifier can't be trained on one class.")
     if (counts > prior).any():
         more = int((counts > prior).sum())
-        notes.append(f"Labels of the samples follow the test images; {more} scarce class{'es' * (more != 1)} got more "
+        notes.append(f"Labels of the samples follow the test images; {counted(more, 'scarce class', 'scarce classes')} got more "
                      "samples for the figures by class, which the overall figures leave out.")
     absent = [name for name in snapshot.classes if not snapshot.rows_per_class["train"].get(name)]
     if absent:

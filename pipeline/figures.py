@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.config import GateConfig
 from pipeline.records import LiftFigure, Scorecard, Snapshot
+from pipeline.wording import counted
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _lift(lift: LiftFigure, gate: GateConfig) -> Figure:
         "Lift", lift_value(lift), lift_reference(lift),
         None if limit is None else f"{'proven, ' * (limit >= 0)}at least {limit:g}\u00a0pp".replace("-", "−"),
         None if limit is None else judged and lift.lift_pp >= limit and (lift.won or limit < 0),
-        f"{len(lift.seeds)} seed{'s' * (len(lift.seeds) != 1)}", _lift_meaning(lift),
+        counted(len(lift.seeds), "seed"), _lift_meaning(lift),
     )
 
 

@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.figures import decimal, lift_interval, lift_reference, lift_sentence, lift_word, points
 from pipeline.pictures import MAX_LINE_PX, Strip, strip
 from pipeline.records import LiftFigure, Snapshot
+from pipeline.wording import counted
 
 SAME_PP = 0.01                                       # figures this close are the baseline's own, rounded
 SIEVED_COLUMNS = 10                                  # images that a filter kept, and as many that it threw away
@@ -126,8 +127,8 @@ def _story(lift: LiftFigure) -> str:
     with_synthesis = len({_way(row) for row in lift.rows if str(row.get("arm")).startswith("G")})
     ratios = ", ".join(f"{ratio:g}" for ratio in lift.ratios)
     chosen = f"{lift.chosen_ratio:g} synthetic images per real one were" if lift.chosen_ratio else "no synthetic image at all was"
-    return (f"For every seed the same classifier is trained with the same steps and settings in {without} "
-            f"way{'s' * (without != 1)} without synthetic images and {with_synthesis} with them (ratios {ratios}). The best of each "
+    return (f"For every seed the same classifier is trained with the same steps and settings in "
+            f"{counted(without, 'way')} without synthetic images and {with_synthesis} with them (ratios {ratios}). The best of each "
             "kind on the validation split, "
             f"{' and '.join(filter(None, lift.arms)) or 'one each'}, are compared on test images that nothing else has seen. By the "
             f"validation split {chosen} best." + _advice(lift))

@@ -34,6 +34,7 @@ from pipeline.lift_section import Sieved, lift_section, number
 from pipeline.pictures import MAX_IMAGE_PX, MAX_LINE_PX, Picture, Strip, cut, per_line, picture, strip
 from pipeline.records import Checkpoint, Scorecard, Snapshot, Verdict
 from pipeline.redaction import public_config, public_url
+from pipeline.wording import counted
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MAX_GRID_BYTES = 1_200_000                           # of PNG; base64 adds a third, the three together stay under 3 MB
@@ -109,9 +110,9 @@ class Headline:
 def _headline(i: ReportInputs) -> Headline:
     lift = lift_sentence(i.scorecard.lift)
     rows, classes = sum(i.plan.values()), sum(1 for count in i.plan.values() if count)
-    images = f"{rows:,} synthetic image{'s' * (rows != 1)} in {classes:,} class{'es' * (classes != 1)}"
+    images = f"{counted(rows, 'synthetic image')} in {counted(classes, 'class', 'classes')}"
     reasons = i.verdict.reasons
-    failed = f"{len(reasons)} figure{'s' * (len(reasons) != 1)} failed" if reasons else "the gate said no"
+    failed = f"{counted(len(reasons), 'figure')} failed" if reasons else "the gate said no"
     if not i.verdict.passed and i.verdict.enforced:
         return Headline("bad", f"Refused: nothing was published, because {failed}.", reasons, lift)
     kind = "good" if i.verdict.passed and lift_word(i.scorecard.lift) in ("lift", None) else "warn"

@@ -16,6 +16,7 @@ from pipeline.plan import Plan, PlanRecord
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict, Version
 from pipeline.runs import Run
+from pipeline.wording import counted
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def plan(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, p
 
     progress.stage("plan")
     shards, record = open_plan(config, snapshot, checkpoint, run.folder, run.dataset)
-    progress.note(f"{shards.rows:,} images in {len(shards):,} shard{'s' * (len(shards) != 1)} of {record.version}")
+    progress.note(f"{shards.rows:,} images in {counted(len(shards), 'shard')} of {record.version}")
     return Planned(shards, record)
 
 
@@ -164,7 +165,7 @@ def publish(
         config, snapshot, checkpoint, scorecard, verdict, planned.shards, receipts, run.dataset, run.run_id,
         planned.record.version, attachments,
     )
-    progress.note(f"{version.name} is visible: {version.rows:,} images in {version.shards:,} object{'s' * (version.shards != 1)}")
+    progress.note(f"{version.name} is visible: {version.rows:,} images in {counted(version.shards, 'object')}")
     _retire(config, run, progress)
     return version
 

@@ -31,6 +31,7 @@ from pipeline.progress import Progress
 from pipeline.records import LiftFigure
 from pipeline.seeds import derive
 from pipeline.store import Store
+from pipeline.wording import counted
 
 __all__ = ["Bench", "Draw", "Keep", "Replicate", "Rows", "Schedule", "compare", "measure_lift", "screen"]
 
@@ -209,7 +210,7 @@ def why_not(bench: Bench) -> str | None:
     for split, least in (("validation", LEAST_VAL), ("test", LEAST_TEST)):
         images = int(counts[split].sum())
         if images < least:
-            return f"{images} {split} image{'s' * (images != 1)} are too few: {least} are the least by which anything can be told"
+            return f"{counted(images, f'{split} image')} are too few: {least} are the least by which anything can be told"
     return None
 
 

@@ -10,6 +10,7 @@ from pipeline.lift.pool import fill
 from pipeline.lift.statistics import paired_interval, sign_flip_p
 from pipeline.lift.trial import Bench, class_weights
 from pipeline.records import LiftFigure
+from pipeline.wording import counted
 
 MAX_RECALL_LOSS = 0.02                               # of any class, for a win
 MAX_MEMORISED = 0.02                                 # share of samples that are near copies, for a win
@@ -108,7 +109,7 @@ def sentence(
         obstacle: see `why_no_win`.
     """
     n, lift = len(differences), sum(differences) / len(differences)
-    seeds = f"{n} paired seed{'s' * (n != 1)}"
+    seeds = counted(n, "paired seed")
     figures = f"{_signed(lift)} points of balanced accuracy"
     if n > 1:
         figures += f" (95 % interval {_signed(interval[0])} to {_signed(interval[1])}, {seeds}, sign-flip p = " \

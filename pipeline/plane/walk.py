@@ -28,6 +28,7 @@ from pipeline.records import Checkpoint, Receipt, Snapshot, Verdict, Version
 from pipeline.runs import Run
 from pipeline.store import Store
 from pipeline.walk import Planned, obey
+from pipeline.wording import counted
 
 MODEL = "plane"
 
@@ -171,7 +172,7 @@ def plan(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Run, p
     """Works out the shards and the version's name; the run's own plan if it has one already."""
     progress.stage("plan")
     shards, record = open_plan(config, snapshot, checkpoint, run.folder, run.dataset)
-    progress.note(f"{shards.rows:,} points in {len(shards):,} shard{'s' * (len(shards) != 1)} of {record.version}")
+    progress.note(f"{shards.rows:,} points in {counted(len(shards), 'shard')} of {record.version}")
     return Planned(shards, record)
 
 
@@ -212,7 +213,7 @@ def publish(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecar
 
     version = publication.commit(config, snapshot, checkpoint, scorecard, verdict, planned.shards, receipts, run.dataset,
                                  run.run_id, planned.record.version, beside, rows_are="points")
-    progress.note(f"{version.name} is visible: {version.rows:,} points in {version.shards:,} object{'s' * (version.shards != 1)}")
+    progress.note(f"{version.name} is visible: {version.rows:,} points in {counted(version.shards, 'object')}")
     return version
 
 
