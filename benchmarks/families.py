@@ -11,9 +11,7 @@ MNIST alone. A row that the file holds is not measured again, so that the table 
 
 import argparse
 import io
-import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000000")       # as ganmill sets it; 
 import numpy as np
 import torch
 from machine import machine
+from rows import RowFile
 from textbook_cdcgan import read_idx, train_textbook
 from torch import Tensor
 from two_workers import train_with_two_workers
@@ -119,7 +118,8 @@ class Measure:
         y = torch.arange(classes).repeat_interleave(SAMPLES // classes)
         images = draw(y)
         features = embed(self.extractor, images)[0]
-        per_class = [manifold(self.features[self.labels == c], features[y == c], 5, with_recall=False) for c in range(classes)]
+        real = [self.features[self.labels == c] for c in range(classes)]
+        per_class = [manifold(rows, features[y == c][: len(rows)], 5, with_recall=False) for c, rows in enumerate(real)]
         spread = diversity(self.features, self.labels, features, y).values()
         agreement = float((embed(self.judge, images)[1].argmax(1) == y).double().mean())
         coverage = sum(m.coverage for m in per_class) / classes
@@ -147,34 +147,20 @@ def trained(family: str, data: Data, seconds: float, seed: int) -> tuple[Draw, f
     return lambda y: generate(made.net, y, np.arange(10**6, 10**6 + len(y))), made.meta["kimg"]
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """What was measured before."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes a row the same."""
-    return row["data"], row["seconds"], row["family"], row["seed"]
-
-
-def measure(data: Data, families: list[str], seconds: float, seeds: int, out: Path) -> None:
+def measure(data: Data, families: list[str], seconds: float, seeds: int, out: RowFile) -> None:
     """Adds the rows that are missing."""
-    done = {key(row) for row in read_rows(out)}
     asked = [{"data": data.name, "seconds": seconds, "family": family, "seed": seed} for seed in range(seeds) for family in families
              if not (family == "textbook" and data.flip)]
-    if not (missing := [row for row in asked if key(row) not in done]):
+    if not (missing := [row for row in asked if not out.has(row)]):
         return
-    measuring = Measure.of(data, out.parent)
+    measuring = Measure.of(data, out.path.parent)
     for row in missing:
         try:
             draw, kimg = trained(row["family"], data, seconds, row["seed"])
             found = {"kimg": kimg, "judge": measuring.accuracy, **measuring.figures(draw, data.classes)}
         except GanError as e:
             found = {"error": str(e)}
-        line = row | found | {"load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d %H:%M")}
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        out.add(row | found)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -208,14 +194,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help=".jsonl of rows, added to")
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = RowFile(args.out)
     print(machine())
     for folder, read in ((args.mnist, mnist), (args.cifar, cifar10)):
         if folder is not None:
             data = read(folder)
             for seconds in args.seconds.split(","):
-                measure(data, args.families.split(","), float(seconds), args.seeds, args.out)
-    print(table(read_rows(args.out)))
+                measure(data, args.families.split(","), float(seconds), args.seeds, rows)
+    print(table(rows.read()))
 
 
 if __name__ == "__main__":

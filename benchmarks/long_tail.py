@@ -9,9 +9,7 @@ in `families.py`, by networks that learnt the whole train split. Rows that the f
 """
 
 import argparse
-import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000000")
 
 import numpy as np
 import torch
-from families import SAMPLES, Data, Measure, cifar10, mnist, read_rows
+from families import SAMPLES, Data, Measure, cifar10, mnist
 from machine import machine
+from rows import RowFile
 from torch import Tensor
+from two_workers import train_with_two_workers
 
-import gan.loop
 from gan.augment import Augmentation
 from gan.classifier import embed
 from gan.errors import GanError
@@ -75,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = RowFile(args.out)
     print(machine())
     for folder, read, head in ((args.mnist, mnist, 4000), (args.cifar, cifar10, 5000)):
         if folder is None:
@@ -85,23 +84,19 @@ def main() -> None:
         for seed in range(args.seeds):
             for name, options in MEANS.items():
                 row: dict[str, Any] = {"data": data.name, "seconds": args.seconds, "means": name, "model": args.model, "seed": seed}
-                known = any(all(old.get(k) == v for k, v in row.items()) for old in read_rows(args.out))
-                if known or (args.means and not any(part in name for part in args.means.split(","))):
+                if rows.has(row) or (args.means and not any(part in name for part in args.means.split(","))):
                     continue
                 spec, recipe, _ = choose(args.model, data.train.shape[2], data.train.shape[1], torch.bincount(data.labels).tolist(),
                                          Budget(seconds=args.seconds), augment=Augmentation(flip=data.flip), options=options)
                 try:
-                    state = gan.loop.train(data.train, data.labels, spec, recipe, seed=seed)
+                    made = train_with_two_workers(data.train, data.labels, spec, recipe, seed)
                     y = torch.arange(data.classes).repeat_interleave(SAMPLES // data.classes)
-                    found: dict[str, Any] = {"kimg": state.kimg, "restarts": len(state.restarts), **figures(
-                        measure, generate(state.ema, y, np.arange(10**6, 10**6 + len(y))), y, data.classes)}
+                    found: dict[str, Any] = {"kimg": made.meta["kimg"], "restarts": len(made.meta["restarts"]), **figures(
+                        measure, generate(made.net, y, np.arange(10**6, 10**6 + len(y))), y, data.classes)}
                 except GanError as e:
                     found = {"error": str(e)}
-                row |= found | {"load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d %H:%M")}
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
-    print(table(read_rows(args.out)))
+                rows.add(row | found)
+    print(table(rows.read()))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

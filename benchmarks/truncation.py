@@ -18,9 +18,9 @@ import torch
 from families import Measure, mnist
 from machine import machine
 from torch import Tensor
+from two_workers import train_with_two_workers
 
-import gan.loop
-from gan.checkpoint import LoadedGenerator, load_generator, save
+from gan.checkpoint import LoadedGenerator, load_generator
 from gan.classifier import embed
 from gan.metrics.diversity import diversity
 from gan.metrics.frechet import Gaussian, frechet_distance
@@ -37,10 +37,7 @@ def trained(images: Tensor, labels: Tensor, seconds: float, file: Path | None) -
     if file is not None and file.exists():
         return load_generator(file.read_bytes())
     spec, recipe, _ = choose("auto", images.shape[2], 1, torch.bincount(labels).tolist(), Budget(seconds=seconds))
-    data = save(gan.loop.train(images, labels, spec, recipe, seed=0))[0]
-    if file is not None:
-        file.write_bytes(data)
-    return load_generator(data)
+    return train_with_two_workers(images, labels, spec, recipe, seed=0, keep=file)
 
 
 def show(name: str, images: Tensor, y: Tensor, measure: Measure, passed: float) -> None:

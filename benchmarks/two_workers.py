@@ -21,12 +21,14 @@ from pipeline.scheduling import local_cpus
 WORKERS = 2
 
 
-def train_with_two_workers(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, seed: int) -> LoadedGenerator:
+def train_with_two_workers(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, seed: int,
+                           keep: Path | None = None) -> LoadedGenerator:
     """The generator after the recipe's budget; one worker where there is one CPU alone.
 
     Args:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
+        keep: a file for the checkpoint.
 
     Raises:
         TrainingDiverged: it said so; with its reason.
@@ -43,7 +45,10 @@ def train_with_two_workers(images: Tensor, labels: Tensor, spec: NetSpec, recipe
             process.join()
         if (folder / "reason").exists():
             raise TrainingDiverged((folder / "reason").read_text(), 0.0, None)
-        return load_generator((folder / "generator").read_bytes())
+        data = (folder / "generator").read_bytes()
+    if keep is not None:
+        keep.write_bytes(data)
+    return load_generator(data)
 
 
 def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, seed: int) -> None:
