@@ -32,9 +32,9 @@ def sums(rank: int, world: int) -> list[torch.Tensor]:
 
 
 def hurried(rank: int, world: int) -> list[torch.Tensor]:
-    """Three thousand small sums with waits at random places: whoever reads a row too early or too late gets another sum."""
+    """A thousand small sums with waits at random places: whoever reads a row too early or too late gets another sum."""
     group, odds = Workers(world, rank), random.Random(rank)
-    found = torch.zeros(3000)
+    found = torch.zeros(1000)
     for turn in range(len(found)):
         x = torch.full((5,), float((rank + 1) * (turn + 1)))
         group.sum_(x)

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline import keys
 from pipeline.errors import MissingObject
 from pipeline.publication import verify
@@ -18,6 +20,9 @@ from tests.pipeline.small import SmallRun, small_run
 
 WRITES = ("put", "put_if_absent", "copy", "swap", "delete", "delete_prefix")
 MADE = {"cat": 17, "größe/2": 0, "empty": 0, "dog": 9}
+
+BEFORE_OR_AFTER = pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
+"""A death after a write leaves the store as one before the next write does: one of both is enough for every day."""
 
 
 class Killed(BaseException):

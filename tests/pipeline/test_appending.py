@@ -17,7 +17,7 @@ from pipeline.plan import Kept, Plan, open_plan
 from pipeline.publication import show, verify
 from pipeline.records import Checkpoint
 from pipeline.retention import retire
-from tests.pipeline.crashing import assert_whole, killed_at_each_write
+from tests.pipeline.crashing import BEFORE_OR_AFTER, assert_whole, killed_at_each_write
 from tests.pipeline.small import CHECKPOINT, CLASSES, SNAPSHOT, SmallRun, load_every_third, paint, small_run
 from tests.servers import S3Server
 
@@ -153,7 +153,7 @@ def test_what_is_gone_of_the_old_version_is_made_anew(format_name: str, lost: st
         assert before.items() < contents(second).items()        # to the very same bytes
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@BEFORE_OR_AFTER
 @pytest.mark.parametrize("format_name", ["parquet", "png"])
 def test_killed_at_every_write_of_an_append(format_name: str, after: bool) -> None:
     def prepared() -> SmallRun:

@@ -18,14 +18,14 @@ from pipeline import keys
 from pipeline.errors import GanmillError, PublicationConflict, StoreError
 from pipeline.publication import verify
 from pipeline.store import local, objects
-from tests.pipeline.crashing import assert_whole, die, killed_at_each_write, killed_child, memory_run
+from tests.pipeline.crashing import BEFORE_OR_AFTER, assert_whole, die, killed_at_each_write, killed_child, memory_run
 from tests.pipeline.small import SmallRun, small_run
 from tests.servers import S3Server, faulty
 
 FORMATS = ["parquet", "png", "webdataset"]
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@BEFORE_OR_AFTER
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_killed_at_every_write(format_name: str, after: bool) -> None:
     names = []
@@ -35,7 +35,7 @@ def test_killed_at_every_write(format_name: str, after: bool) -> None:
     assert len(names) >= 15 and set(names) == {"v000001"}
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@BEFORE_OR_AFTER
 def test_killed_at_every_write_beside_an_older_version(after: bool) -> None:
     """The older version stays whole and visible until the newer one is."""
     def prepared() -> SmallRun:

@@ -16,7 +16,7 @@ from pipeline.retention import collect_garbage, retire
 from pipeline.runs import Run
 from pipeline.store.memory import Memory
 from pipeline.walk import Planned
-from tests.pipeline.crashing import Killed
+from tests.pipeline.crashing import BEFORE_OR_AFTER, Killed
 from tests.pipeline.small import CHECKPOINT, PASSED, SCORECARD, SNAPSHOT, SOFTWARE, Notes, SmallRun, small_run
 
 
@@ -47,7 +47,7 @@ def test_an_interrupted_retirement_leaves_garbage_and_a_whole_history(tmp_path: 
     assert verify(last.dataset.url, deep=True, orphans=True)["orphans"] == []
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@BEFORE_OR_AFTER
 def test_a_retirement_killed_at_every_delete(after: bool) -> None:
     """Whatever was deleted: the history is whole from the latest back, and the next retirement clears the rest away."""
     at, died = 1, True
@@ -70,7 +70,7 @@ def test_a_retirement_killed_at_every_delete(after: bool) -> None:
     assert at > 10
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@BEFORE_OR_AFTER
 def test_a_garbage_collection_killed_at_every_delete(after: bool) -> None:
     for at in range(1, 6):
         names, last = published(f"memory://{uuid.uuid4().hex}", 2)

@@ -149,7 +149,7 @@ def test_one_of_two_workers_killed_costs_an_interval_and_not_a_bit(tmp_path: Pat
 
 
 def test_a_stop_keeps_a_checkpoint_and_the_next_call_goes_on(tmp_path: Path, ray_cluster: None) -> None:
-    config = config_of(budget={"kimg": 6})
+    config = config_of(budget={"kimg": 3})
     run, snapshot = prepared(str(tmp_path), config)
 
     class Impatient(NullProgress):
@@ -159,13 +159,14 @@ def test_a_stop_keeps_a_checkpoint_and_the_next_call_goes_on(tmp_path: Path, ray
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         training.train(config, snapshot, run, Impatient())
     [*_, last] = sorted(i.key for i in run.list("checkpoints/") if i.key.endswith(".json"))
-    assert 0 < run.get_json(last)["kimg"] < 6 and not run.exists(keys.TRAINED)
+    assert 0 < run.get_json(last)["kimg"] < 3 and not run.exists(keys.TRAINED)
     made = training.train(config, snapshot, run, NullProgress())
     trained = load_generator(run.get(made.key)).net.state_dict()
     for name, weight in bare_weights(config, snapshot, run).items():
         assert torch.equal(weight, trained[name]), name
 
 
+@pytest.mark.slow
 def test_memory_stores_reach_the_workers_and_get_everything_back(ray_cluster: None) -> None:
     config = config_of(budget={"kimg": 1})
     run, snapshot = prepared(f"memory://train-{os.getpid()}", config)
@@ -174,6 +175,7 @@ def test_memory_stores_reach_the_workers_and_get_everything_back(ray_cluster: No
     assert run.list("grids/") and training.load_metrics(run)
 
 
+@pytest.mark.slow
 def test_divergence_is_told_and_not_tried_again(tmp_path: Path, ray_cluster: None) -> None:
     config = config_of(budget={"kimg": 50}, options={"width": 8, "lr_g": 1e30, "lr_d": 1e30})
     run, snapshot = prepared(str(tmp_path), config)
