@@ -3,6 +3,7 @@
 Imported by the benchmarks that compare generators at equal seconds; a budget in seconds begins when both have started.
 """
 
+import json
 import multiprocessing
 import tempfile
 from pathlib import Path
@@ -22,13 +23,14 @@ WORKERS = 2
 
 
 def train_with_two_workers(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, seed: int,
-                           keep: Path | None = None) -> LoadedGenerator:
+                           keep: Path | None = None, metrics: Path | None = None) -> LoadedGenerator:
     """The generator after the recipe's budget; one worker where there is one CPU alone.
 
     Args:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
         keep: a file for the checkpoint.
+        metrics: a file for the training's own readings, JSON lines.
 
     Raises:
         TrainingDiverged: it said so; with its reason.
@@ -38,7 +40,7 @@ def train_with_two_workers(images: Tensor, labels: Tensor, spec: NetSpec, recipe
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.save((images, labels), folder / "data.pt")
-        processes = [context.Process(target=_work, args=(rank, world, folder, spec, recipe, seed)) for rank in range(world)]
+        processes = [context.Process(target=_work, args=(rank, world, folder, spec, recipe, seed, metrics)) for rank in range(world)]
         for process in processes:
             process.start()
         for process in processes:
@@ -51,7 +53,7 @@ def train_with_two_workers(images: Tensor, labels: Tensor, spec: NetSpec, recipe
     return load_generator(data)
 
 
-def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, seed: int) -> None:
+def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, seed: int, metrics: Path | None) -> None:
     import torch.distributed as dist
 
     import gan.loop
@@ -65,8 +67,14 @@ def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, se
     def keep(data: bytes, meta: dict[str, Any]) -> None:
         (folder / "generator").write_bytes(data)
 
+    def read(row: dict[str, Any]) -> None:
+        if metrics is not None:
+            with metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    hooks = gan.loop.Hooks(on_checkpoint=keep, on_metrics=read)
     try:
-        gan.loop.train(images, labels, spec, recipe, seed=seed, rank=rank, world=world, hooks=gan.loop.Hooks(on_checkpoint=keep))
+        gan.loop.train(images, labels, spec, recipe, seed=seed, rank=rank, world=world, hooks=hooks)
     except TrainingDiverged as e:
         if rank == 0:
             (folder / "reason").write_text(str(e))
