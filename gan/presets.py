@@ -194,5 +194,7 @@ def choose(model: str, resolution: int, channels: int, images_per_class: Sequenc
 
 def _for_data(case: Case) -> dict[str, Any]:
     """What follows from the number of images: augmentation strength and label prior."""
-    p = 0.5 if case.typical_class < FEW else 0.25 if case.typical_class < SOME else 0.0
+    # In colour it pays however many images there are (CIFAR-10, 150 kimg, judged on held-out training images): with 425 a class
+    # Fréchet distance 3.2 against 4.4 with 0.25, with 4,400 a class 2.6 against 3.8 without; 0.8 gives nothing more, less with 42.
+    p = 0.5 if case.typical_class < FEW or case.channels == 3 else 0.25 if case.typical_class < SOME else 0.0
     return {"augment_p": p, "augment_ramp": 0.1, "label_prior_tau": 0.5 if case.imbalance > TAIL else 1.0}
