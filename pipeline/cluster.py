@@ -18,6 +18,7 @@ from pipeline.errors import ClusterError, ConfigError
 from pipeline.nodes import check_software, copy_code
 from pipeline.processes import below, see_off
 from pipeline.scheduling import giving_way, local_cpus, threads_asked
+from pipeline.wording import counted
 
 OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel through it, images don't
 CONNECT_TIMEOUT_S = 5.0
@@ -61,7 +62,7 @@ def check_resources(config: Config) -> None:
     for key, workers in (("train.workers", config.train.workers), ("sample.workers", config.sample.workers)):
         if workers > cpus:
             raise ConfigError(
-                f"{key}: {workers} workers, but this machine has {cpus} CPUs; set {key} to at most {cpus}, "
+                f"{key}: {workers:,} workers, but this machine has {counted(cpus, 'CPU')}; set {key} to at most {cpus}, "
                 "or give cluster.address of a larger cluster"
             )
     asked = {"train": config.train.gpus_per_worker, "sample": config.sample.gpus_per_worker}

@@ -271,7 +271,7 @@ class SampleConfig(Section):
     bytes_per_shard: int | None = Field(None, ge=1)
     """Instead: as many rows as surely fit, were no image to shrink as PNG; at most 500 MiB."""
     workers: int = Field(2, ge=1, le=4096)
-    """Processes that mint shards."""
+    """Processes that mint shards; left out: one where this machine has but one CPU."""
     gpus_per_worker: float = Field(0, ge=0)
     """0: on CPUs."""
     filter: dict[str, float] = Field(default_factory=dict)
@@ -378,6 +378,19 @@ class Config(Section):
         if min(local_cpus(), threads_asked() or 2) < 2:
             return raw
         return {**raw, "train": {**train, "workers": 2}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_worker_mints_on_one_cpu(cls, raw: Any) -> Any:
+        """The default must run wherever ganmill does."""
+        if not isinstance(raw, dict):
+            return raw
+        sample, cluster = (raw.get(name, {}) for name in ("sample", "cluster"))
+        if not (isinstance(sample, dict) and isinstance(cluster, dict)) or "workers" in sample:
+            return raw
+        if cluster.get("address", "local") != "local" or local_cpus() > 1:
+            return raw
+        return {**raw, "sample": {**sample, "workers": 1}}
 
     @model_validator(mode="after")
     def _fits_points(self) -> "Config":

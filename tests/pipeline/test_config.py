@@ -176,3 +176,12 @@ def test_two_workers_where_they_fit_and_nobody_said_otherwise(sections: dict[str
     alone = {**sections, "train": {**sections.get("train", {}), "workers": 1}}
     assert config.digest() == parse_config({**minimal(), **alone}).digest()    # how many train changes nothing that is kept
     assert parse_config(config.model_dump()).train.workers == workers          # written down and read again, it stays
+
+
+@pytest.mark.parametrize(("sections", "cpus", "workers"), [
+    ({}, 1, 1), ({}, 2, 2), ({}, 16, 2), ({"sample": {"workers": 3}}, 1, 3), ({"cluster": {"address": "10.0.0.5:6379"}}, 1, 2),
+])
+def test_one_cpu_is_enough_for_the_default(sections: dict[str, Any], cpus: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.config.local_cpus", lambda: cpus)
+    config = parse_config({**minimal(), **sections})
+    assert config.sample.workers == workers and config.digest() == parse_config({**minimal(), "sample": {"workers": 7}}).digest()
