@@ -148,12 +148,12 @@ class Lines(NullProgress):
 
 def show(figure: LiftFigure, seconds: float) -> None:
     """The table and the verdict."""
-    print(f"\n{'arm':8} {'ratio':>5} {'filter':10} {'mix':9} {'val':>7} {'test':>7}   difference (95 %), p")
+    print(f"\n{'arm':8} {'ratio':>5} {'filter':10} {'mix':13} {'val':>7} {'test':>7}   difference (95 %), p")
     for line in sorted(summary(figure), key=lambda line: (line["arm"], line["filter"], line["ratio"])):
-        mix = f"{line['weight']:g}, {line['real_only_tail']:g}"
+        mix = f"{line['weight']:g}, {line['real_only_tail']:g}{', even' * line['even']}"
         difference = (f"{line['difference']:+.2f} ({line['low']:+.2f} … {line['high']:+.2f}), {line['p']:.3f}"
                       if "difference" in line else "baseline")
-        print(f"{line['arm']:8} {line['ratio']:5g} {line['filter']:10} {mix:9} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
+        print(f"{line['arm']:8} {line['ratio']:5g} {line['filter']:10} {mix:13} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
     print(f"\n{figure.sentence}")
     if figure.seeds:
         errors = [100 - sum(values) / len(values) for values in (figure.baseline, figure.synthetic)]
@@ -196,7 +196,7 @@ def main() -> None:
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
     config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms="all")
     book = RowBook(store, inputs=f"{args.setting} {budget} {args.steps}")
-    figure = compare(config, replicates, Lines(), book, args.workers)
+    figure = compare(config, replicates, Lines(), book, args.workers, even=True)
     show(figure, time.perf_counter() - began)
     store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
 

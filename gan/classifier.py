@@ -211,7 +211,6 @@ class Schedule:
     weight_decay: float = 0.02
     warm_up: float = 0.2                             # share of the steps
     label_smoothing: float = 0.0
-    logit_adjustment: float = 0.0                    # tau of Menon et al. 2021: logits + tau·log prior in the loss
 
 
 def train_classifier(
@@ -227,6 +226,7 @@ def train_classifier(
     augment: ClassicalAugment | None = None,
     balanced: bool = False,
     logit_adjustment: float = 0.0,
+    prior_labels: Tensor | None = None,
     label_smoothing: float = 0.0,
     draws: Tensor | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -241,7 +241,8 @@ def train_classifier(
         architecture: "conv" or "residual"; by default residual for colour images.
         augment: applied to each batch apart; None for none.
         balanced: draw classes evenly instead of rows evenly.
-        logit_adjustment: tau; the prior is that of `labels`.
+        logit_adjustment: tau of Menon et al. 2021: logits + tau·log prior in the loss.
+        prior_labels: int64 (n,), whose classes' shares are the adjustment's prior; None: `labels`.
         draws: rows to take, int64 (steps · batch_size,), instead of an order from seed and `balanced`.
         on_step: called with (step, loss) about every twenty-fifth step.
 
@@ -251,7 +252,7 @@ def train_classifier(
     _check(images, labels, classes)
     spec = ClassifierSpec(architecture or ("residual" if images.shape[1] == 3 else "conv"),
                           images.shape[2], images.shape[1], classes, width)
-    schedule = Schedule(steps, batch_size, label_smoothing=label_smoothing, logit_adjustment=logit_adjustment)
+    schedule = Schedule(steps, batch_size, label_smoothing=label_smoothing)
     if draws is None:
         rng = np.random.default_rng([seed, 1])
         draw = balanced_draws if balanced else even_draws
@@ -260,7 +261,9 @@ def train_classifier(
         raise ValueError(f"draws must hold steps · batch_size = {steps * batch_size} rows, got {tuple(draws.shape)}")
     net = build_classifier(spec, seed).to(images.device)
     standardise(net, images)
-    return _fit(net, images, labels, draws, schedule, augment, torch.Generator().manual_seed(seed + 1), on_step)
+    prior = torch.bincount(labels if prior_labels is None else prior_labels, minlength=classes).float()
+    offset = logit_adjustment * (prior / prior.sum()).clamp_min(1e-8).log() if logit_adjustment else None
+    return _fit(net, images, labels, draws, schedule, offset, augment, torch.Generator().manual_seed(seed + 1), on_step)
 
 
 def _check(images: Tensor, labels: Tensor, classes: int) -> None:
@@ -280,11 +283,9 @@ def standardise(net: Classifier, images: Tensor) -> None:
 
 
 def _fit(
-    net: Classifier, images: Tensor, labels: Tensor, draws: Tensor, schedule: Schedule,
+    net: Classifier, images: Tensor, labels: Tensor, draws: Tensor, schedule: Schedule, offset: Tensor | None,
     augment: ClassicalAugment | None, generator: torch.Generator, on_step: Callable[[int, float], None] | None,
 ) -> Classifier:
-    prior = torch.bincount(labels, minlength=net.spec.classes).float() / len(labels)
-    offset = schedule.logit_adjustment * prior.clamp_min(1e-8).log()
     decayed = [p for p in net.parameters() if p.ndim > 1]
     rest = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -297,7 +298,7 @@ def _fit(
         x = augment(x, generator) if augment else x
         with torch.autocast(images.device.type, torch.bfloat16, enabled=has_bf16(str(images.device))):
             logits = net(x).float()
-        if schedule.logit_adjustment:
+        if offset is not None:
             logits = logits + offset
         loss = F.cross_entropy(logits, labels[rows], label_smoothing=schedule.label_smoothing)
         optimizer.zero_grad(set_to_none=True)

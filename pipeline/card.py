@@ -196,12 +196,15 @@ def _verdict(manifest: Mapping[str, Any], scorecard: Scorecard) -> str:
 def _mix(mix: Mapping[str, Any]) -> list[str]:
     """How the recommended mix was trained, in words; the shares of the classes stand in their table."""
     said = []
+    if mix.get("synthetic_share") is not None:
+        said.append(f"each class has as many synthetic images, which get {100 * mix['synthetic_share']:.3g} % of its draws")
     if mix.get("synthetic_weight", 1) != 1:
         said.append(f"a synthetic image is drawn {mix['synthetic_weight']:g} times as often as a real one of its class")
     if mix.get("real_only_share"):
         said.append(f"the last {100 * mix['real_only_share']:g} % of the steps see real images alone")
     if mix.get("logit_adjustment"):
-        said.append(f"the loss is logit-adjusted (τ = {mix['logit_adjustment']:g}, prior by rows)")
+        rows = "rows" if mix.get("synthetic_share") is None else "real rows"
+        said.append(f"the loss is logit-adjusted (τ = {mix['logit_adjustment']:g}, prior by {rows})")
     if mix.get("filter"):
         said.append("the synthetic images passed " + ", ".join(f"{_md(key)} {value:g}" for key, value in mix["filter"].items()))
     return [f"In the trial {'; '.join(said)}."] if said else []

@@ -50,6 +50,7 @@ from pipeline.grids import tile_grid
 from pipeline.leakage import check_trained_on, rows_digest
 from pipeline.lift import Bench, Draw, Rows, Schedule, measure_lift, only_known
 from pipeline.lift.verdict import summary
+from pipeline.plan import makes_every_class
 from pipeline.prepare import load_split
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
@@ -58,7 +59,7 @@ from pipeline.side_by_side import Stop, all_side_by_side
 from pipeline.store import Store
 from pipeline.wording import counted
 
-FORMAT = 2                                           # one more whenever the figures' definitions change
+FORMAT = 3                                           # one more whenever the figures' definitions change
 LEAST_PER_CLASS = 50                                 # samples of a class, however rare it is in the test images
 MOST_REAL = 10_000                                   # test images that distances and neighbourhoods are taken of
 MOST_KERNEL = 5_000                                  # rows a side of the kernel distance, which costs their product
@@ -143,8 +144,12 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
 def _inputs(config: Config, snapshot: Snapshot, checkpoint: Checkpoint) -> str:
     """Fingerprint of all that decides the scorecard."""
     content = [FORMAT, checkpoint.sha256, snapshot.fingerprint, config.seed, config.digest("evaluate"),
-               config.train.augment.model_dump(), Filter(**config.sample.filter).asked]
+               config.train.augment.model_dump(), Filter(**config.sample.filter).asked, _makes_every_class(config, snapshot)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _makes_every_class(config: Config, snapshot: Snapshot) -> bool:
+    return makes_every_class(snapshot.rows_per_class["train"], snapshot.classes, config.sample.target)
 
 
 def _finished(run: Store, inputs: str) -> Scorecard | None:
@@ -479,7 +484,7 @@ def _lift(
     bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule)
     figure = measure_lift(
         asked, bench, draw, config.seed, progress, model=networks.filter, discriminator=discriminator,
-        published=Filter(**config.sample.filter), memorised=memorised, run=run, inputs=inputs,
+        published=Filter(**config.sample.filter), even=_makes_every_class(config, snapshot), memorised=memorised, run=run, inputs=inputs,
     )
     run.put_json(keys.LIFT, {"inputs": inputs, "arms": summary(figure), **figure.to_json()})
     return figure

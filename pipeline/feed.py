@@ -1,8 +1,9 @@
 """Feeding a training job: the run's real training images and a published version's synthetic ones, mixed as advised.
 
-The mix is the lift trial's: as many synthetic rows per real one as validation chose (none, if it chose none), the
-scarcest classes filled first; then classes are drawn by the weights that the manifest gives (evenly where it gives none),
-and within a class a synthetic row as often, relative to a real one, as it says. Val and test images are never read here.
+The mix is the lift trial's: as many synthetic rows per real one as validation chose (none, if it chose none), evenly over
+the classes or the scarcest filled first; then classes are drawn by the weights that the manifest gives (evenly where it gives
+none), and within a class synthetic rows get the share of the draws, or the weight beside a real row, that it says. Val and test
+images are never read here.
 
     feed = Feed.open("s3://bucket/sets/defects")
     for images, labels in feed.loader(batch_size=64, epoch=0): ...
@@ -20,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gan.classifier import group_draws
 from pipeline import keys, manifest
 from pipeline.errors import ConfigError, CorruptShard, MissingObject
-from pipeline.lift.pool import Rows, fill
-from pipeline.lift.trial import class_weights, mixed_draws, real_draws
+from pipeline.lift.pool import Rows
+from pipeline.lift.trial import Mix, by_share, by_weight, class_weights, mixed_draws, real_draws
 from pipeline.prepare import load_split
 from pipeline.publication import locate
 from pipeline.shards.reading import decode, rows_of
@@ -50,6 +51,7 @@ class Feed:
         seed: of the order.
         weights: class number → share of the draws; None: every class evenly.
         synthetic_weight: how often a synthetic row is drawn, relative to a real one of its class.
+        synthetic_share: of each class's draws that synthetic rows get, where it has any; None: as their number and weight make.
         real_only_share: of the epochs, the last ones, for which real rows alone were best; `sampler` keeps to it.
         logit_adjustment: tau of the loss with which the mix was tried (Menon et al. 2021); 0 for plain cross-entropy. See
             `logit_offset`.
@@ -64,6 +66,7 @@ class Feed:
     synthetic_weight: float = 1.0
     real_only_share: float = 0.0
     logit_adjustment: float = 0.0
+    synthetic_share: float | None = None
 
     @classmethod
     def open(cls, url: str, *, ratio: float | None = None, seed: int = 0,
@@ -96,12 +99,13 @@ class Feed:
                                 "synthetic, ratio) from your own") from None
         real = Rows(torch.from_numpy(split.images), torch.from_numpy(split.labels))
         classes = tuple(content["classes"])
-        wanted = fill(real.counts(len(classes)), round(advised * len(real)))
+        share = mix.get("synthetic_share")
+        wanted = Mix(float(advised), even=share is not None).counts(real.counts(len(classes)))
         synthetic = read_rows(folder, content, wanted, tuple(real.images.shape[1:]))
         given = mix.get("class_weights")
         weights = {c: float(given[name]) for c, name in enumerate(classes) if name in given} if given else None
         return cls(classes, real, synthetic, float(advised), seed, weights, float(mix.get("synthetic_weight", 1.0)),
-                   float(mix.get("real_only_share", 0.0)), float(mix.get("logit_adjustment", 0.0)))
+                   float(mix.get("real_only_share", 0.0)), float(mix.get("logit_adjustment", 0.0)), share)
 
     def __len__(self) -> int:
         return len(self.real) + len(self.synthetic)
@@ -111,9 +115,11 @@ class Feed:
         """τ · log of each class's share of the rows, float32 (classes,): added to the logits in the training loss alone.
 
         With it the loss is the one with which the mix was tried, `cross_entropy(logits + feed.logit_offset, labels)`; zeros
-        where that was plain cross-entropy (Menon et al. 2021, "Long-tail learning via logit adjustment", equation 10).
+        where that was plain cross-entropy; real rows alone count where `synthetic_share` is set (Menon et al. 2021, "Long-tail
+        learning via logit adjustment", equation 10).
         """
-        labels = torch.cat([self.real.labels, self.synthetic.labels])
+        even = self.synthetic_share is not None
+        labels = self.real.labels if even else torch.cat([self.real.labels, self.synthetic.labels])
         share = torch.bincount(labels, minlength=len(self.classes)).float() / len(labels)
         return self.logit_adjustment * share.clamp_min(1e-8).log()
 
@@ -136,12 +142,13 @@ class Feed:
         weights = self.weights or class_weights(True, 1.0, real, synthetic)
         if not len(synthetic):
             return real_draws(real, weights, total, rng)
-        return mixed_draws(real, synthetic, weights, self.synthetic_weight, total, rng)
+        split = by_weight(self.synthetic_weight) if self.synthetic_share is None else by_share(self.synthetic_share)
+        return mixed_draws(real, synthetic, weights, split, total, rng)
 
     @property
     def _evenly(self) -> bool:
         weights = list((self.weights or {}).values())
-        return self.synthetic_weight == 1 and (not weights or max(weights) - min(weights) < 1e-5)
+        return self.synthetic_share is None and self.synthetic_weight == 1 and (not weights or max(weights) - min(weights) < 1e-5)
 
     def sampler(self, epochs: int | None = None, *, real_only_last: int | None = None) -> "EpochSampler":
         """A torch sampler over `dataset()`; call its `set_epoch` before each epoch.

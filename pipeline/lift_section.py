@@ -143,7 +143,7 @@ def _advice(lift: LiftFigure) -> str:
 
 
 def _way(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row.get(key, "")) for key in ("arm", "ratio", "filter", "weight", "real_only_tail"))
+    return tuple(str(row.get(key, "")) for key in ("arm", "ratio", "even", "filter", "weight", "real_only_tail"))
 
 
 def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
@@ -156,7 +156,7 @@ def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
 
 
 def _differences(lift: LiftFigure) -> dict[tuple[str, ...], list[float]]:
-    """(arm, ratio, filter, weight, last steps on real rows) → difference from the baseline on test by seed, in points."""
+    """(arm, ratio, even, filter, weight, last steps on real rows) → difference from the baseline on test by seed, in points."""
     tests: dict[tuple[str, ...], dict[Any, float]] = {}
     for row in lift.rows:
         test = number(row.get("test"))
@@ -167,9 +167,10 @@ def _differences(lift: LiftFigure) -> dict[tuple[str, ...], list[float]]:
     return {way: differences for way, differences in found.items() if differences}
 
 
-def _told(arm: str, ratio: str, kept: str, weight: str, tail: str) -> str:
-    """An arm with its mix, short: "G3, 0.5 per real, p0.8"."""
-    parts = [arm, f"{float(ratio):g} per real" if ratio and float(ratio) > 0 else "", kept if kept not in ("", "none") else "",
+def _told(arm: str, ratio: str, even: str, kept: str, weight: str, tail: str) -> str:
+    """An arm with its mix, short: "G3, 0.5 per real, even, p0.8"."""
+    parts = [arm, f"{float(ratio):g} per real" if ratio and float(ratio) > 0 else "", "even" if even == "True" else "",
+             kept if kept not in ("", "none") else "",
              f"w{float(weight):g}" if weight and float(weight) != 1 else "",
              f"t{float(tail):g}" if tail and float(tail) > 0 else ""]
     return ", ".join(filter(None, parts))
@@ -178,10 +179,10 @@ def _told(arm: str, ratio: str, kept: str, weight: str, tail: str) -> str:
 def _by_ratio(lift: LiftFigure) -> list[tuple[str, list[tuple[float, list[float]]]]]:
     """Each arm with synthetic images, at each filter: (name, [(ratio, differences), …]); the chosen one first."""
     found: dict[str, list[tuple[float, list[float]]]] = {}
-    for (arm, ratio, kept, weight, tail), differences in _differences(lift).items():
+    for (arm, ratio, even, kept, weight, tail), differences in _differences(lift).items():
         plain = (not weight or float(weight) == 1) and (not tail or float(tail) == 0)
         if arm.startswith("G") and plain and ratio:
-            found.setdefault(_told(arm, "", kept, "", ""), []).append((float(ratio), differences))
+            found.setdefault(_told(arm, "", even, kept, "", ""), []).append((float(ratio), differences))
     chosen = lift.arms[-1] if lift.arms else ""
     return sorted(found.items(), key=lambda item: (not item[0].startswith(chosen), item[0]))[:6]
 

@@ -201,6 +201,18 @@ def rows_to_make(counts: Mapping[str, int], classes: Sequence[str], target: Targ
     return rows
 
 
+def makes_every_class(counts: Mapping[str, int], classes: Sequence[str], target: Target) -> bool:
+    """Will there be images of each class that has real ones? Then none can be told by where its images come from.
+
+    Raises:
+        ConfigError: see `rows_to_make`.
+    """
+    if target == "balance":                          # makes none of the largest
+        return False
+    rows = rows_to_make(counts, classes, target)
+    return all(rows[name] > 0 for name in classes if counts.get(name, 0) > 0)
+
+
 def _asked(target: Mapping[str, int], counts: Mapping[str, int], classes: Sequence[str]) -> dict[str, int]:
     unknown = [name for name in target if name not in classes]
     if unknown:

@@ -44,7 +44,7 @@ LIGHT, TAIL = 0.5, 0.25                              # weight of synthetic rows,
 def measure_lift(
     config: LiftConfig, bench: Bench, draw: Draw, seed: int, progress: Progress, *,
     model: Classifier | None = None, discriminator: nn.Module | None = None, published: Filter = NO_FILTER,
-    memorised: float | None = None, run: Store | None = None, inputs: str = "", workers: int | None = None,
+    even: bool = False, memorised: float | None = None, run: Store | None = None, inputs: str = "", workers: int | None = None,
 ) -> LiftFigure:
     """How much synthetic images change a classifier's balanced accuracy on test, chosen on val.
 
@@ -58,6 +58,8 @@ def measure_lift(
         model: classifier trained on the train split alone, for the filtered arms; None: no arm filters.
         discriminator: of the generator, for filters that ask it.
         published: the filter that the rows to be published must pass, so it is what is tried.
+        even: whether rows of every class will be published. Then each class gets as many, and the same share of its draws;
+            else the scarcest classes are filled first.
         memorised: share of samples that are near copies; too many of them, and there is no win.
         run: the run folder; finished rows are kept there, and taken from there if `inputs` are the same.
         inputs: fingerprint of data, generator and config.
@@ -70,7 +72,7 @@ def measure_lift(
     ready = screen(model, bench, discriminator) if needs_screen and model is not None and why_not(bench) is None else None
     replicates = [Replicate(number, derive(seed, "lift", number), bench, draw, ready) for number in range(config.seeds)]
     book = RowBook(run, inputs) if run is not None else None
-    return compare(config, replicates, progress, book, workers, published=published, memorised=memorised)
+    return compare(config, replicates, progress, book, workers, published=published, even=even, memorised=memorised)
 
 
 def screen(model: Classifier, bench: Bench, discriminator: nn.Module | None = None) -> Screen:
@@ -81,7 +83,7 @@ def screen(model: Classifier, bench: Bench, discriminator: nn.Module | None = No
 
 def compare(
     config: LiftConfig, replicates: Sequence[Replicate], progress: Progress, book: RowBook | None = None,
-    workers: int | None = None, *, published: Filter = NO_FILTER, memorised: float | None = None,
+    workers: int | None = None, *, published: Filter = NO_FILTER, even: bool = False, memorised: float | None = None,
 ) -> LiftFigure:
     """As `measure_lift`, over replicates that may each have a split and a generator of their own."""
     began = time.perf_counter()
@@ -91,7 +93,7 @@ def compare(
     runner = on_ray if workers is None and cluster_is_larger() else on_threads(workers or local_cpus())
     laboratory = Laboratory(replicates, book, progress, runner)
     quick = config.arms == "quick"
-    course = Course(config, laboratory, tuple(_filters(laboratory, published or NO_FILTER, quick)), quick, published)
+    course = Course(config, laboratory, tuple(_filters(laboratory, published or NO_FILTER, quick)), quick, published, even)
     baseline, synthetic = course.run()
     figure = _figure(baseline, synthetic, laboratory, config.ratios, began, memorised)
     return replace(figure, preferred_filter=course.preferred_filter()) if figure.seeds else figure
@@ -117,6 +119,7 @@ class Course:
     filters: tuple[Filter, ...]
     quick: bool
     published: Filter | None                         # what the figure must speak of; None: of whichever val prefers
+    even: bool = False                               # G3's rows evenly over the classes; else the scarcest first, as G1's always
 
     @property
     def mixes(self) -> list[Mix]:
@@ -126,7 +129,7 @@ class Course:
     @property
     def tries(self) -> int:
         """Of ways with synthesis, and so of ways without it."""
-        return len(self.mixes) * (1 if self.quick else 2) + (0 if self.quick else 3)
+        return len(self.mixes) * (1 if self.quick else 2) + (0 if self.quick else 3 + self.even)
 
     def run(self) -> tuple[Sequence[Row], Sequence[Row] | None]:
         """(rows of the best arm without synthesis, of the best one with it), by val."""
@@ -137,7 +140,7 @@ class Course:
         assert baseline is not None                  # arms without a filter can always be made
         base = self._base(plain, [arm for arm, _ in ladder])
         with_base = arms.with_synthesis(base)
-        self.laboratory.conduct([(with_base, mix) for mix in self.mixes], expected)
+        self.laboratory.conduct([(with_base, replace(mix, even=self.even)) for mix in self.mixes], expected)
         if self.quick:
             return baseline, self._best_synthetic()
         uneven = [(arms.SYNTHETIC if mix.filter == NO_FILTER else arms.FILTERED, mix) for mix in self.mixes]
@@ -145,7 +148,7 @@ class Course:
         self._refine(with_base, expected)
         synthetic = self._best_synthetic()
         if synthetic is not None:
-            mix = Mix(synthetic[0]["ratio"])
+            mix = Mix(synthetic[0]["ratio"], even=synthetic[0]["even"])
             self.laboratory.conduct([*((arm, mix) for arm in arms.controls(base)), (arms.SYNTHETIC_ALONE, mix)], expected)
         return baseline, synthetic
 
@@ -156,13 +159,15 @@ class Course:
         return fair[found[0]["arm"]] if found else arms.BALANCED
 
     def _refine(self, with_base: Arm, expected: int) -> None:
-        """The best mix so far with lighter synthetic rows, with last steps on real ones alone, and with both."""
+        """The best mix so far with lighter synthetic rows, with last steps on real ones alone, with both, and filled otherwise."""
         found = best(group for group in self._synthetic() if group[0]["arm"] == with_base.name)
         if found is None:
             return
         wanted = next(f for f in self.filters if f.name == found[0]["filter"])
-        mix = Mix(found[0]["ratio"], filter=wanted)
-        finer = (replace(mix, weight=LIGHT), replace(mix, real_only_tail=TAIL), replace(mix, weight=LIGHT, real_only_tail=TAIL))
+        mix = Mix(found[0]["ratio"], even=self.even, filter=wanted)
+        finer = [replace(mix, weight=LIGHT), replace(mix, real_only_tail=TAIL), replace(mix, weight=LIGHT, real_only_tail=TAIL)]
+        if self.even:
+            finer.append(replace(mix, even=False))
         self.laboratory.conduct([(with_base, finer_mix) for finer_mix in finer], expected)
 
     def _best_synthetic(self) -> Sequence[Row] | None:

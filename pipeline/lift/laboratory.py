@@ -17,7 +17,6 @@ from pipeline.lift.pool import (
     Rows,
     SyntheticPool,
     duplicates,
-    fill,
     shuffled,
     smote,
     spare_rows,
@@ -48,7 +47,7 @@ class Replicate:
         self.__dict__.update(state, lock=threading.Lock())
 
     def added(self, arm: Arm, mix: Mix) -> Rows | None:
-        """The rows that `arm` adds at `mix`, the scarcest classes filled first; None for none.
+        """The rows that `arm` adds at `mix`; None for none.
 
         Raises:
             CannotFill: the filter lets too little of a class through.
@@ -57,7 +56,7 @@ class Replicate:
             return None
         train = self.bench.train
         counts = train.counts(len(self.bench.classes))
-        wanted = fill(counts, round(mix.ratio * len(train)))
+        wanted = mix.counts(counts)
         if arm.added is Added.DUPLICATES:
             return duplicates(train, wanted, self.seed)
         if arm.added is Added.SMOTE:
@@ -88,12 +87,12 @@ class Trial:
     @property
     def name(self) -> str:
         """Unique within a laboratory; safe in a key."""
-        mix = self.mix
-        return f"{self.arm.name}-r{mix.ratio:g}-w{mix.weight:g}-t{mix.real_only_tail:g}-f{mix.filter.name}-s{self.replicate}"
+        mix, even = self.mix, "-even" * self.mix.even
+        return f"{self.arm.name}-r{mix.ratio:g}{even}-w{mix.weight:g}-t{mix.real_only_tail:g}-f{mix.filter.name}-s{self.replicate}"
 
 
 Row = dict[str, Any]
-"""A finished trial: arm, title, ratio, weight, real_only_tail, filter, seed (the replicate's number), and `run_trial`'s result;
+"""A finished trial: arm, title, ratio, even, weight, real_only_tail, filter, seed (the replicate's number), and `run_trial`'s result;
 `cannot` instead of that where the filter let too little through."""
 
 
@@ -169,7 +168,7 @@ def run_one(replicate: Replicate, trial: Trial, stop: Stop | None = None) -> Row
     mix = trial.mix
     head: Row = {
         "arm": trial.arm.name, "title": trial.arm.title, "balanced": trial.arm.balanced,
-        "logit_adjustment": trial.arm.logit_adjustment, "ratio": mix.ratio, "weight": mix.weight,
+        "logit_adjustment": trial.arm.logit_adjustment, "ratio": mix.ratio, "even": mix.even, "weight": mix.weight,
         "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "thresholds": mix.filter.asked, "seed": trial.replicate,
     }
     try:
@@ -214,7 +213,7 @@ def best(groups: Iterable[Sequence[Row]]) -> Sequence[Row] | None:
 
 def alike(row: Row) -> tuple[Any, ...]:
     """What rows of one arm at one mix have in common."""
-    return (row["arm"], row["ratio"], row.get("weight", 1.0), row.get("real_only_tail", 0.0), row["filter"])
+    return (row["arm"], row["ratio"], row.get("even", False), row.get("weight", 1.0), row.get("real_only_tail", 0.0), row["filter"])
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:

@@ -75,6 +75,16 @@ def fill(counts: np.ndarray, total: int) -> np.ndarray:
     return added
 
 
+def evenly(counts: np.ndarray, total: int) -> np.ndarray:
+    """How `total` added rows are shared out: as many to every class that has real rows, int64 (classes,)."""
+    present = np.flatnonzero(counts)
+    added = np.zeros(len(counts), np.int64)
+    if len(present) and total > 0:
+        added[present] = total // len(present)
+        added[present[: total % len(present)]] += 1
+    return added
+
+
 class SyntheticPool:
     """The generator's images by class, drawn when first asked for; a smaller request is the start of a larger one."""
 

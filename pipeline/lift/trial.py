@@ -1,7 +1,7 @@
 """One trial: one arm, one seed, one classifier. All arms share this trainer; they differ by what `Arm` says alone."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from gan.classical import ClassicalAugment
 from gan.classifier import group_draws, predict, train_classifier
 from pipeline.filtering import NO_FILTER, Filter
 from pipeline.lift.arms import Arm
-from pipeline.lift.pool import Rows
+from pipeline.lift.pool import Rows, evenly, fill
 from pipeline.lift.statistics import figures
 from pipeline.side_by_side import Stop
 
@@ -57,9 +57,19 @@ class Mix:
     """How synthetic rows enter the batches."""
 
     ratio: float = 0.0                               # added rows per real row
+    even: bool = False                               # as many of each class, and of each class's draws the same share
     weight: float = 1.0                              # chance of an added row, relative to a real one of its class
     real_only_tail: float = 0.0                      # share of the steps, the last ones, that see real rows only
     filter: Filter = NO_FILTER                       # what a synthetic row must pass
+
+    def counts(self, real: np.ndarray) -> np.ndarray:
+        """Rows to add to real ones, both by class, int64 (classes,): evenly, or the scarcest classes first."""
+        return (evenly if self.even else fill)(real, round(self.ratio * int(real.sum())))
+
+    @property
+    def share(self) -> float | None:
+        """Of each class's draws, that added rows get; None: whatever their number and `weight` make."""
+        return self.weight * self.ratio / (1 + self.weight * self.ratio) if self.even and self.ratio else None
 
 
 def run_trial(
@@ -80,8 +90,8 @@ def run_trial(
     draws = _draws(arm, mix, bench.train.labels, None if added is None else added.labels, schedule, seed)
     net = train_classifier(
         rows.images, rows.labels, classes, steps=schedule.steps, batch_size=schedule.batch_size, width=schedule.width,
-        seed=seed, augment=bench.augment.scaled(arm.strength) if arm.augment else None, logit_adjustment=arm.logit_adjustment, draws=draws,
-        on_step=stop.check if stop else None,
+        seed=seed, augment=bench.augment.scaled(arm.strength) if arm.augment else None, logit_adjustment=arm.logit_adjustment,
+        prior_labels=bench.train.labels if mix.even else None, draws=draws, on_step=stop.check if stop else None,
     )
     counts = bench.train.counts(classes).tolist()
     return {
@@ -98,11 +108,14 @@ def _draws(arm: Arm, mix: Mix, real: Tensor, added: Tensor | None, schedule: Sch
     if added is None:
         return group_draws(*_groups(arm, real), total, rng)
     tail = round(schedule.steps * mix.real_only_tail) * schedule.batch_size
-    weights = class_weights(arm.balanced, mix.weight, real.numpy(), added.numpy())
-    if arm.real and not arm.balanced and mix.weight == 1:
+    weights = class_weights(arm.balanced, 0.0 if mix.even else mix.weight, real.numpy(), added.numpy())
+    if arm.real and mix.share is not None:
+        mixed = mixed_draws(real.numpy(), added.numpy(), weights, by_share(mix.share), total - tail, rng)
+    elif arm.real and not arm.balanced and mix.weight == 1:
         mixed = group_draws([np.arange(len(real) + len(added))], None, total - tail, rng)
     else:
-        mixed = mixed_draws(real.numpy(), added.numpy(), weights, mix.weight if arm.real else None, total - tail, rng)
+        split = by_weight(mix.weight if arm.real else None)
+        mixed = mixed_draws(real.numpy(), added.numpy(), weights, split, total - tail, rng)
     return torch.cat([mixed, real_draws(real.numpy(), weights, tail, rng)]) if tail else mixed
 
 
@@ -119,21 +132,37 @@ def class_weights(balanced: bool, weight: float, real: np.ndarray, added: np.nda
     return {c: size[c] / sum(size.values()) for c in labels}
 
 
+Split = Callable[[int, int], tuple[float, float]]
+"""Real and added rows of a class → how its draws are shared out between both, in any unit."""
+
+
+def by_weight(weight: float | None) -> Split:
+    """An added row `weight` times as often as a real one; None: added rows alone."""
+    return lambda real, added: (0.0, float(added)) if weight is None else (float(real), weight * added)
+
+
+def by_share(share: float) -> Split:
+    """The same share of every class that has added rows.
+
+    So nothing about an image's origin tells its class. Where the scarcest classes alone are filled, what generated images have in
+    common marks them, and a classifier learns that mark.
+    """
+    return lambda real, added: ((1 - share) * (real > 0), share * (added > 0))
+
+
 def mixed_draws(
-    real: np.ndarray, added: np.ndarray, weights: Mapping[int, float], weight: float | None, total: int,
-    rng: np.random.Generator,
+    real: np.ndarray, added: np.ndarray, weights: Mapping[int, float], split: Split, total: int, rng: np.random.Generator,
 ) -> Tensor:
-    """`total` rows, int64: classes by their weights, within a class an added row `weight` times as often as a real one.
+    """`total` rows, int64: classes by their weights, real and added rows of a class as `split` says.
 
     Args:
         real, added: labels; real rows are numbered first.
         weights: class → share of the draws.
-        weight: None for added rows alone.
     """
     groups, shares = [], []
     for label in np.union1d(real, added).tolist():
         parts = np.flatnonzero(real == label), len(real) + np.flatnonzero(added == label)
-        sizes = [len(parts[0]) if weight is not None else 0, (1.0 if weight is None else weight) * len(parts[1])]
+        sizes = split(len(parts[0]), len(parts[1]))
         for part, size in zip(parts, sizes):
             if size and weights.get(label):
                 groups.append(part)

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.lift.laboratory import Row, alike
-from pipeline.lift.pool import fill
 from pipeline.lift.statistics import paired_interval, sign_flip_p
-from pipeline.lift.trial import Bench, class_weights
+from pipeline.lift.trial import Bench, Mix, class_weights
 from pipeline.records import LiftFigure
 from pipeline.wording import counted
 
@@ -60,16 +59,18 @@ def judged(
 def recommended(row: Row, bench: Bench) -> dict[str, Any]:
     """What a training job must know to train as `row`'s arm did.
 
-    ratio: synthetic rows per real one. class_weights: class name → share of the draws. synthetic_weight: how often a
-    synthetic row is drawn, relative to a real one of its class. real_only_share: of the steps, the last ones, that see
+    ratio: synthetic rows per real one. class_weights: class name → share of the draws. synthetic_share: of each class's
+    draws, with as many synthetic rows of each class; None: the scarcest classes are filled first, and synthetic_weight says how
+    often a synthetic row is drawn, relative to a real one of its class. real_only_share: of the steps, the last ones, that see
     real rows alone. logit_adjustment: tau of the loss. filter: what the synthetic rows had to pass. arm: its name.
     """
     real, given = bench.train.labels.numpy(), row["ratio"] if row["arm"].startswith("G") else 0.0
-    added = fill(bench.train.counts(len(bench.classes)), round(given * len(real)))
-    weights = class_weights(row["balanced"], row["weight"], real, np.repeat(np.arange(len(added)), added))
+    mix = Mix(given, even=row["even"], weight=row["weight"])
+    added = mix.counts(bench.train.counts(len(bench.classes)))
+    weights = class_weights(row["balanced"], 0.0 if mix.even else mix.weight, real, np.repeat(np.arange(len(added)), added))
     return {
         "ratio": given, "class_weights": {bench.classes[c]: round(share, 6) for c, share in weights.items()},
-        "synthetic_weight": row["weight"], "real_only_share": row["real_only_tail"],
+        "synthetic_share": mix.share, "synthetic_weight": 1.0 if mix.even else mix.weight, "real_only_share": row["real_only_tail"],
         "logit_adjustment": row["logit_adjustment"], "filter": dict(row["thresholds"]), "arm": row["title"],
     }
 
@@ -117,13 +118,14 @@ def sentence(
     else:
         figures += f" ({seeds}: no interval)"
     kept = "" if synthetic["filter"] == "none" else " filtered"
-    what = f"{synthetic['ratio']:g}{kept} synthetic images per real one gave {figures} over {title}"
+    evenly = ", evenly over the classes," if synthetic["even"] else ""
+    what = f"{synthetic['ratio']:g}{kept} synthetic images per real one{evenly} gave {figures} over {title}"
     return f"{obstacle or 'Lift'}: {what}{'' if helps else '; validation recommends none'}."
 
 
 def flat(row: Row) -> dict[str, Any]:
     """A row for tables: one value a column, accuracies in percent."""
-    head = {k: row[k] for k in ("arm", "ratio", "filter", "weight", "real_only_tail", "seed")}
+    head = {k: row[k] for k in ("arm", "ratio", "even", "filter", "weight", "real_only_tail", "seed")}
     if "cannot" in row:
         return {**head, "cannot": row["cannot"]}
     test = row["test"]
@@ -145,9 +147,9 @@ def summary(figure: LiftFigure) -> list[dict[str, Any]]:
         if "cannot" not in row:
             groups.setdefault(alike(row), []).append(row)
     lines = []
-    for (arm, ratio, weight, tail, kept), rows in groups.items():
+    for (arm, ratio, even, weight, tail, kept), rows in groups.items():
         test = [row["test"] for row in sorted(rows, key=lambda row: row["seed"])]
-        line = {"arm": arm, "ratio": ratio, "filter": kept, "weight": weight, "real_only_tail": tail, "seeds": len(rows),
+        line = {"arm": arm, "ratio": ratio, "even": even, "filter": kept, "weight": weight, "real_only_tail": tail, "seeds": len(rows),
                 "test": round(sum(test) / len(rows), 3),
                 "val": round(sum(row["val"] for row in rows) / len(rows), 3)}
         differences = [t - b for t, b in zip(test, figure.baseline)]

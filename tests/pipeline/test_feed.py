@@ -148,6 +148,22 @@ def test_the_manifests_mix_decides_the_draws(tmp_path: Path, monkeypatch: pytest
     assert Feed.open(published(tmp_path / "other").dataset.url, ratio=0.5).weights is None
 
 
+def test_an_even_mix_takes_as_many_of_each_class_and_its_share_of_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = {"ratio": 0.5, "class_weights": {"cat": 0.2, "größe/2": 0.5, "dog": 0.3}, "synthetic_share": 0.25, "logit_adjustment": 1.0}
+    lift = LiftFigure((0,), 0.5, (0.5,), (1.0,), (1.0,), 0.0, (0.0, 0.0), {}, {}, "", mix=mix)
+    monkeypatch.setattr(small, "SCORECARD", dataclasses.replace(small.SCORECARD, lift=lift))
+    feed = Feed.open(published(tmp_path).dataset.url)
+    assert made(feed) == {"cat": 6, "dog": 5}                # 17 for three classes; of "größe/2" nothing was published
+    labels = torch.cat([feed.real.labels, feed.synthetic.labels])
+    drawn = torch.cat([feed.order(epoch) for epoch in range(200)])
+    for label, share, synthetic in ((0, 0.2, 0.25), (1, 0.5, 0.0), (3, 0.3, 0.25)):
+        rows = drawn[labels[drawn] == label]
+        assert len(rows) / len(drawn) == pytest.approx(share, abs=0.03)
+        assert float((rows >= len(feed.real)).float().mean()) == pytest.approx(synthetic, abs=0.04)
+    real = torch.bincount(feed.real.labels, minlength=4) / len(feed.real)
+    assert feed.logit_offset.exp().tolist() == pytest.approx(real.clamp_min(1e-8).tolist())
+
+
 def test_the_last_epochs_see_real_rows_alone() -> None:
     feed = example()
     sampler = feed.sampler(5, real_only_last=2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gan.classical import ClassicalAugment
-from gan.classifier import train_classifier
+from gan.classifier import predict, train_classifier
 from pipeline import lift
 from pipeline.config import LiftConfig
 from pipeline.errors import Interrupted
@@ -25,6 +25,7 @@ from pipeline.lift.pool import (
     CannotFill,
     SyntheticPool,
     duplicates,
+    evenly,
     fill,
     shuffled,
     smote,
@@ -135,7 +136,7 @@ def test_a_classifier_that_cannot_learn_is_no_judge() -> None:
 
 def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float = 0.1, **more: Any) -> dict[str, Any]:
     part = {"rarest_third": 0.5, "macro_f1": 0.5, "ece": 0.1, "nll": nll, "accuracy": 0.5}
-    return {"arm": arm, "title": arm, "balanced": True, "logit_adjustment": 0.0, "ratio": ratio, "weight": 1.0,
+    return {"arm": arm, "title": arm, "balanced": True, "logit_adjustment": 0.0, "ratio": ratio, "even": False, "weight": 1.0,
             "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed, "added_rows": 1, "seconds": 1.0,
             "val": {**part, "balanced_accuracy": val, "recall": {"0": val, "1": val}},
             "test": {**part, "balanced_accuracy": test, "recall": {"0": test, "1": test}}, **more}
@@ -210,8 +211,12 @@ def test_the_recommended_mix_says_how_the_chosen_arm_was_trained() -> None:
     laboratory.rows = plain + better
     mix = lift._figure(plain, better, laboratory, (1.0,), 0.0, 0.0).mix
     assert mix.pop("class_weights") == {"a": pytest.approx((9 + 1.5) / 18), "b": pytest.approx((3 + 4.5) / 18)}
-    assert mix == {"ratio": 1.0, "synthetic_weight": 0.5, "real_only_share": 0.25, "logit_adjustment": 1.0,
+    assert mix == {"ratio": 1.0, "synthetic_share": None, "synthetic_weight": 0.5, "real_only_share": 0.25, "logit_adjustment": 1.0,
                    "filter": {"min_confidence": 0.5}, "arm": "G3"}
+    even = lift._figure(plain, [dict(r, even=True) for r in better], laboratory, (1.0,), 0.0, 0.0)
+    assert even.mix["class_weights"] == {"a": 0.75, "b": 0.25}                  # of the real rows
+    assert even.mix["synthetic_share"] == pytest.approx(1 / 3) and even.mix["synthetic_weight"] == 1
+    assert "synthetic images per real one, evenly over the classes, gave" in even.sentence
     none = lift._figure(plain, [dict(r, val=plain[0]["val"]) for r in better], laboratory, (1.0,), 0.0, 0.0).mix
     assert (none["ratio"], none["arm"], none["filter"]) == (0.0, "A3", {})
     assert none["class_weights"] == {"a": 0.75, "b": 0.25}
@@ -232,6 +237,14 @@ def test_fill_raises_the_smallest_classes_first(counts: list[int], total: int) -
         raised = (real + added)[added > 0]
         assert raised.max() - raised.min() <= 1        # all that were raised are level
         assert after.min() >= raised.max() - 1         # and nothing below them was left out
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(0, 300))
+def test_evenly_gives_every_class_as_many(counts: list[int], total: int) -> None:
+    real = np.array(counts)
+    added = evenly(real, total)
+    assert added.sum() == (total if real.any() else 0) and (added[real == 0] == 0).all()
+    assert not real.any() or added[real > 0].max() - added[real > 0].min() <= 1
 
 
 def test_the_pool_is_nested_and_follows_from_its_seed() -> None:
@@ -274,6 +287,18 @@ def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
     without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
     assert len(without) == len(with_synthesis) == 7    # neither side is tuned more than the other
     assert {way[3:] for way in with_synthesis} == {(1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (0.5, 0.25)}
+
+
+def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
+    figure = measure_lift(LiftConfig(seeds=1, ratios=[1.0], arms="all", steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
+    ways = {(row["arm"], row["even"], row["weight"], row["real_only_tail"]) for row in figure.rows}
+    assert {way[1:] for way in ways if way[0] == "G3"} == {
+        (True, 1.0, 0.0), (True, 0.5, 0.0), (True, 1.0, 0.25), (True, 0.5, 0.25), (False, 1.0, 0.0)}
+    assert {way[1] for way in ways if way[0] == "G1"} == {False}       # whose classes synthetic rows alone make level
+    without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
+    assert len(without) == len(with_synthesis)
+    quick = measure_lift(LiftConfig(seeds=1, ratios=[1.0], steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
+    assert {row["even"] for row in quick.rows if row["arm"] == "G3"} == {True}
 
 
 def test_rows_are_tried_as_they_will_be_published() -> None:
@@ -335,6 +360,41 @@ def test_balanced_arms_see_classes_evenly_and_others_rows_evenly() -> None:
     assert shares(with_synthesis(AUGMENTED), Mix(1.0)) == pytest.approx([0.4, 0.1, 0.1, 0.4], abs=0.01)
     light = shares(balanced, Mix(1.0, weight=0.25))
     assert light == pytest.approx([8 / 8.5 / 2, 0.5 / 8.5 / 2, 2 / 4 / 2, 2 / 4 / 2], abs=0.01)
+
+
+def test_an_even_mix_draws_the_same_share_of_every_class_from_synthetic_rows() -> None:
+    mix = Mix(1.0, even=True)                          # however many rows of each class were added: 2 of 10, 8 of 10
+    assert mix.share == 0.5 and Mix(1.0, even=True, weight=0.5).share == pytest.approx(1 / 3) and Mix(1.0).share is None
+    assert shares(with_synthesis(BALANCED), mix) == pytest.approx([0.25, 0.25, 0.25, 0.25], abs=0.01)
+    assert shares(with_synthesis(AUGMENTED), mix) == pytest.approx([0.4, 0.4, 0.1, 0.1], abs=0.01)       # classes as the real rows
+    alone = _draws(with_synthesis(BALANCED), mix, torch.tensor([0, 1]), torch.tensor([1]), Schedule(100, 100), 0)
+    assert (alone == 0).float().mean() == pytest.approx(0.5, abs=0.02)     # a class without any keeps its draws
+
+
+def test_what_marks_synthetic_images_is_no_hint_at_a_class_when_they_are_even() -> None:
+    """Classes that are noise alone, and a bright corner on whatever was generated."""
+    rng = torch.Generator().manual_seed(0)
+
+    def noise_rows(n: list[int]) -> Rows:
+        labels = torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n))
+        return Rows(torch.randint(0, 256, (len(labels), 1, 8, 8), generator=rng, dtype=torch.uint8), labels)
+
+    def marked(labels: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
+        x = torch.randint(0, 256, (len(labels), 1, 8, 8), generator=rng, dtype=torch.uint8)
+        x[:, :, :3, :3] = 255
+        return x
+
+    data = dataclasses.replace(bench([200, 20]), train=noise_rows([200, 20]), schedule=Schedule(60, 64, 8), classes=("head", "tail"))
+    said = {}
+    for even in (False, True):
+        mix = Mix(1.0, even=even)
+        added = Replicate(0, 0, data, marked).added(with_synthesis(BALANCED), mix)
+        assert added is not None
+        every = data.train.joined(added)
+        net = train_classifier(every.images, every.labels, 2, steps=60, batch_size=64, width=8, seed=0, draws=_draws(
+            with_synthesis(BALANCED), mix, data.train.labels, added.labels, data.schedule, 0))
+        said[even] = float(predict(net, marked(np.zeros(200), np.zeros(200))).softmax(1)[:, 1].mean())
+    assert said[False] > 0.75 and 0.35 < said[True] < 0.65     # the mark alone says "tail", or nothing
 
 
 def test_the_last_steps_can_be_real_only() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline import keys, walk
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, PlanMismatch, StoreError
-from pipeline.plan import MAX_ROWS_PER_CLASS, Plan, make_plan, open_plan, rows_to_make
+from pipeline.plan import MAX_ROWS_PER_CLASS, Plan, make_plan, makes_every_class, open_plan, rows_to_make
 from pipeline.progress import NullProgress
 from pipeline.store import Store
 from tests.pipeline.small import CHECKPOINT, CLASSES, COUNTS, SNAPSHOT, small_run
@@ -99,6 +99,14 @@ def test_targets() -> None:
 def test_impossible_targets_are_refused(target: dict[str, int] | str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"sample.target: .*{message}"):
         rows_to_make(COUNTS, CLASSES, target)
+
+
+@pytest.mark.parametrize(("target", "every"), [
+    ("balance", False), ({"per_class": 3}, True), ({"total": 5}, True), ({"a": 2}, False), ({"a": 2, "b": 1}, True),
+])
+def test_whether_every_class_gets_images(target: dict[str, int] | str, every: bool) -> None:
+    assert makes_every_class({"a": 4, "b": 2}, ("a", "b", "without any"), target) is every
+    assert not makes_every_class({"a": 3, "b": 3}, ("a", "b"), "balance")          # which makes nothing at all
 
 
 def test_no_training_image_at_all() -> None:
