@@ -1,4 +1,6 @@
-"""Every script that prints a figure of the README or of docs/, one after the other; see each for its options.
+"""The scripts that print the figures of the README and of docs/, one after the other; see each for its options.
+
+Not those that take hours and keep rows that they go on from: families.py, presets.py, long_tail.py, lift_settings.py.
 
     python benchmarks/all.py [FOLDER_OF_MNIST_IDX_FILES] [--img2dataset PYTHON]
 """
