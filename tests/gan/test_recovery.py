@@ -1,8 +1,12 @@
 """A run gone wrong begins again from what was good, says why, and gives up in the end."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +71,20 @@ def test_a_planted_collapse_is_undone_from_the_last_good_checkpoint(planted: Cal
     assert [round(kimg, 1) for kimg, *_ in kept] == [1.2, 2.4, 3.6, 4.8, 6.0, 4.8, 6.0, 7.2, 8.4, 9.6]
     assert [len(restarts) for _, restarts, _ in kept] == [0] * 5 + [1] * 5
     assert rates[0][1] == 3e-3 and rates[-1][1] == 1.5e-3
+
+
+def test_two_workers_go_back_together(squares: Data, tmp_path: Path) -> None:
+    script, root = Path(__file__).with_name("collapsing_workers.py"), Path(__file__).parents[2]
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    workers = [subprocess.Popen([sys.executable, str(script), str(rank), "2", str(tmp_path)], env=env) for rank in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    [(reason, back)] = first["told"]
+    assert reason.startswith("collapsed generator") and back == pytest.approx(4.8) and second["told"] == []   # rank 0 tells
+    assert first["restarts"] == second["restarts"] == 1 and first["kimg"] == second["kimg"] == pytest.approx(9.6)
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    assert float(first["weights"]["first.weight"].abs().max()) > 0               # held at 0 before
 
 
 def test_a_collapse_that_comes_again_stops_the_run_with_the_reason(planted: Callable, squares: Data) -> None:
