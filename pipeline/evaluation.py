@@ -324,7 +324,7 @@ def _measure(
                         for rows in (splits.train, splits.val, splits.test))
     made, as_prior = samples.seen, _first_of_each(samples.labels, prior)
     held_out, overall = _thinned(test, MOST_REAL), made.take(as_prior)
-    real = _real_figures(held_out, val, notes)
+    real = _real_figures(held_out, val, len(made.labels), notes)
     whole = _manifold(held_out.features, overall.features)
     per_class = coverage_per_class(held_out, made, snapshot.classes, notes)
     spread = diversity(*_for_diversity(splits, train, val, test), made.features, made.labels)
@@ -362,8 +362,12 @@ def _manifold(real: Tensor, fake: Tensor, *, with_recall: bool = True) -> Manifo
     return manifold(real, fake, k, with_recall=with_recall)
 
 
-def _real_figures(held_out: Seen, val: Seen, notes: list[str]) -> dict[str, float]:
-    """Unseen real images in the samples' place: what a perfect generator could reach, and no more."""
+def _real_figures(held_out: Seen, val: Seen, samples: int, notes: list[str]) -> dict[str, float]:
+    """Unseen real images in the samples' place: what a perfect generator could reach, and no more.
+
+    Coverage falls with the number of images in that place: of the held-out ones so many are taken that both stand to each
+    other as with `samples`.
+    """
     if len(val.labels) >= 2:
         place, rest = val, held_out
     else:
@@ -373,7 +377,9 @@ def _real_figures(held_out: Seen, val: Seen, notes: list[str]) -> dict[str, floa
     if len(place.labels) < 1 or len(rest.labels) < 1:
         return {"fd": 0.0}
     whole = _manifold(rest.features, place.features)
-    per_class = coverage_per_class(rest, place, (), [])
+    fair = min(len(rest.labels), math.ceil(len(place.labels) * len(rest.labels) / max(1, samples)))
+    spread = torch.linspace(0, len(rest.labels) - 1, max(fair, 1)).long()
+    per_class = coverage_per_class(rest.take(spread), place, (), [])
     return {"rows": float(len(place.labels)), "fd": _distance(rest, place), "precision": whole.precision,
             "recall": whole.recall, "density": whole.density, "coverage": _mean(per_class, whole.coverage)}
 

@@ -125,6 +125,19 @@ def test_unseen_real_images_score_like_real_ones(tmp_path: Path, digits: Any, ge
     assert Scorecard.from_json(card.to_json()) == card
 
 
+def test_few_unseen_real_images_cover_as_a_generator_of_such_images_would() -> None:
+    rng = torch.Generator().manual_seed(0)
+
+    def seen(n: int) -> evaluation.Seen:
+        return evaluation.Seen(torch.randn(n, 8, generator=rng), torch.arange(n) % 2)
+
+    held_out, val, made = seen(1000), seen(60), seen(500)            # all of one distribution
+    by_class = evaluation.coverage_per_class(held_out, made, (), [])
+    reference = evaluation._real_figures(held_out, val, 500, [])["coverage"]
+    assert reference == pytest.approx(sum(by_class.values()) / 2, abs=0.1)
+    assert evaluation._real_figures(held_out, val, 60, [])["coverage"] < reference / 2       # beside all thousand
+
+
 def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:
     data, rest = split_digits(digits)
     case = make_case(tmp_path, data, tuple("0123456789"))
