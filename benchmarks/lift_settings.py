@@ -29,6 +29,7 @@ from gan.classifier import Classifier, load_classifier, save_classifier, train_c
 from pipeline import keys
 from pipeline.config import Config, LiftConfig, parse_config
 from pipeline.errors import MissingObject
+from pipeline.evaluation import FORMAT
 from pipeline.filtering import discriminator_of
 from pipeline.lift import Bench, Replicate, Rows, Schedule, compare, screen
 from pipeline.lift.laboratory import RowBook
@@ -195,7 +196,7 @@ def main() -> None:
     replicates = [replicate(make(seed), seed, store.child(f"s{seed}"), args.steps) for seed in range(args.seeds)]
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
     config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms="all")
-    book = RowBook(store, inputs=f"{args.setting} {budget} {args.steps}")
+    book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget} {args.steps}")
     figure = compare(config, replicates, Lines(), book, args.workers, even=True)
     show(figure, time.perf_counter() - began)
     store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
