@@ -366,7 +366,7 @@ def _real_figures(held_out: Seen, val: Seen, samples: int, notes: list[str]) -> 
     """Unseen real images in the samples' place: what a perfect generator could reach, and no more.
 
     Coverage falls with the number of images in that place: of the held-out ones so many are taken that both stand to each
-    other as with `samples`.
+    other as with `samples`, of which no more than there are held-out images count.
     """
     if len(val.labels) >= 2:
         place, rest = val, held_out
@@ -377,8 +377,8 @@ def _real_figures(held_out: Seen, val: Seen, samples: int, notes: list[str]) -> 
     if len(place.labels) < 1 or len(rest.labels) < 1:
         return {"fd": 0.0}
     whole = _manifold(rest.features, place.features)
-    fair = min(len(rest.labels), math.ceil(len(place.labels) * len(rest.labels) / max(1, samples)))
-    spread = torch.linspace(0, len(rest.labels) - 1, max(fair, 1)).long()
+    fair = min(len(rest.labels), math.ceil(len(place.labels) * max(1.0, len(held_out.labels) / max(1, samples))))
+    spread = torch.linspace(0, len(rest.labels) - 1, fair).long()
     per_class = coverage_per_class(rest.take(spread), place, (), [])
     return {"rows": float(len(place.labels)), "fd": _distance(rest, place), "precision": whole.precision,
             "recall": whole.recall, "density": whole.density, "coverage": _mean(per_class, whole.coverage)}

@@ -136,6 +136,10 @@ def test_few_unseen_real_images_cover_as_a_generator_of_such_images_would() -> N
     reference = evaluation._real_figures(held_out, val, 500, [])["coverage"]
     assert reference == pytest.approx(sum(by_class.values()) / 2, abs=0.1)
     assert evaluation._real_figures(held_out, val, 60, [])["coverage"] < reference / 2       # beside all thousand
+    few = evaluation._real_figures(seen(100), val, 5000, [])["coverage"]     # of more samples than real rows as many count
+    assert few == pytest.approx(sum(evaluation.coverage_per_class(seen(60), seen(60), (), []).values()) / 2, abs=0.15)
+    none = evaluation._real_figures(seen(1000), seen(0), 500, [])["coverage"]    # without val: halves of the test images
+    assert none == pytest.approx(sum(evaluation.coverage_per_class(seen(500), seen(500), (), []).values()) / 2, abs=0.1)
 
 
 def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:
