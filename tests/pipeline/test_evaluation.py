@@ -136,10 +136,20 @@ def test_few_unseen_real_images_cover_as_a_generator_of_such_images_would() -> N
     reference = evaluation._real_figures(held_out, val, 500, [])["coverage"]
     assert reference == pytest.approx(sum(by_class.values()) / 2, abs=0.1)
     assert evaluation._real_figures(held_out, val, 60, [])["coverage"] < reference / 2       # beside all thousand
-    few = evaluation._real_figures(seen(100), val, 5000, [])["coverage"]     # of more samples than real rows as many count
-    assert few == pytest.approx(sum(evaluation.coverage_per_class(seen(60), seen(60), (), []).values()) / 2, abs=0.15)
-    none = evaluation._real_figures(seen(1000), seen(0), 500, [])["coverage"]    # without val: halves of the test images
-    assert none == pytest.approx(sum(evaluation.coverage_per_class(seen(500), seen(500), (), []).values()) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize(("held_out", "val", "samples", "beside"), [
+    (1000, 60, 500, 120), (1000, 60, 60, 1000), (100, 60, 5000, 60),         # never fewer than the reference itself
+    (1000, 0, 500, 500), (1000, 0, 5000, 500),                               # without val: halves of the held-out images
+])
+def test_the_reference_stands_to_held_out_images_as_the_samples_do(
+    held_out: int, val: int, samples: int, beside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(evaluation, "coverage_per_class", lambda real, made, *_: seen.append((len(real.labels), len(made.labels))) or {})
+    sets = [evaluation.Seen(torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)) for n in (held_out, val)]
+    evaluation._real_figures(*sets, samples, [])
+    assert seen == [(beside, val or held_out // 2)]
 
 
 def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:
