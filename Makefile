@@ -5,24 +5,29 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup run test test-all lint types bench lock audit clean
+.PHONY: setup run test tests test-all lint types bench lock audit clean
 
 setup: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.lock     # what is imported is compiled then
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 run: setup                ## the digits demo, end to end
 	$(BIN)/ganmill demo
 
-test: setup lint types    ## lint, types and every test of at most some seconds
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test: setup               ## lint, types and every test of at most some seconds, side by side: the tests often wait
+	$(MAKE) --jobs 3 lint types tests
 
 test-all: setup lint types
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+tests: setup
+	$(PYTEST) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
