@@ -149,7 +149,10 @@ class Course:
         synthetic = self._best_synthetic()
         if synthetic is not None:
             mix = Mix(synthetic[0]["ratio"], even=synthetic[0]["even"])
-            self.laboratory.conduct([*((arm, mix) for arm in arms.controls(base)), (arms.SYNTHETIC_ALONE, mix)], expected)
+            # Real images bear no mark that would say "rare class": where that class gets them first they are worth most.
+            headroom = replace(mix, even=False)
+            asked = [(arm, headroom if arm.added is arms.Added.REAL else mix) for arm in arms.controls(base)]
+            self.laboratory.conduct([*asked, (arms.SYNTHETIC_ALONE, mix)], expected)
         return baseline, synthetic
 
     def _base(self, plain: Sequence[Sequence[Row]], tried: Sequence[Arm]) -> Arm:

@@ -79,5 +79,5 @@ def with_synthesis(base: Arm) -> Arm:
 def controls(base: Arm) -> tuple[Arm, ...]:
     """What must not help (N1, N2) and what must where there is headroom (O1), each added to `base`."""
     kinds = (("N1", "duplicates", Added.DUPLICATES), ("N2", "synthetic under shuffled labels", Added.SHUFFLED),
-             ("O1", "as many extra real images", Added.REAL))
+             ("O1", "as many extra real images, the scarcest classes first", Added.REAL))
     return tuple(replace(base, name=name, title=f"{base.title}, {title}", added=added) for name, title, added in kinds)

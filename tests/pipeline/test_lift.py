@@ -295,6 +295,8 @@ def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
     assert {way[1:] for way in ways if way[0] == "G3"} == {
         (True, 1.0, 0.0), (True, 0.5, 0.0), (True, 1.0, 0.25), (True, 0.5, 0.25), (False, 1.0, 0.0)}
     assert {way[1] for way in ways if way[0] == "G1"} == {False}       # whose classes synthetic rows alone make level
+    assert {arm: even for arm, even, _, _ in ways if arm in ("N1", "N2")} in ({"N1": True, "N2": True}, {"N1": False, "N2": False})
+    assert {way[1] for way in ways if way[0] == "O1"} == {False}       # real images where they are worth most
     without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
     assert len(without) == len(with_synthesis)
     quick = measure_lift(LiftConfig(seeds=1, ratios=[1.0], steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
