@@ -136,7 +136,9 @@ def _r3(case: Case) -> Preset:
 
 
 def _vae(case: Case) -> Preset:
-    return {"z_dim": 32}, {"objective": "variational", "lr_g": 2e-3, "lr_d": 2e-3, "beta1": 0.9, "beta2": 0.999}
+    # Where most pixels are background the learned deviation falls so low that codes lie far from the prior and samples mean nothing: MNIST,
+    # 60 kimg, held-out training images, agreement 0.48 at a weight of 4, 0.87 at 10; at 20 and 40 the classes lose their variety.
+    return {"z_dim": 32}, {"objective": "variational", "kl_weight": 10.0, "lr_g": 2e-3, "lr_d": 2e-3, "beta1": 0.9, "beta2": 0.999}
 
 
 def _autoencoder(case: Case) -> Preset:

@@ -32,7 +32,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class VariationalDecoder(Generator):
-    """G of `vae`; pixels are Gaussian with one learned deviation (Rybkin 2021), so no term needs a weight."""
+    """G of `vae`; pixels are Gaussian with one learned deviation (Rybkin 2021)."""
 
     def __init__(self, spec: NetSpec, form: Form) -> None:
         super().__init__(spec, form)
