@@ -192,6 +192,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "n/a"
     return "" if value is None else str(value)

@@ -254,6 +254,7 @@ def test_every_mix_has_an_interval_of_its_own_and_lift_is_drawn_against_the_rati
     found = page(scorecard=scorecard(DIGITS, figure))
     assert "Lift against the mixing ratio" in found.text and "in 2 ways without synthetic images and 5 with them" in found.text
     assert "A2 and G3" in found.text
+    assert " G3 0.5 none yes " in found.text and " A2 0 none no " in found.text and "True" not in found.text
     assert "sample.filter: {min_confidence: 0.5, max_centroid_distance: 0.95}" in found.text     # published without any
 
 
