@@ -95,7 +95,7 @@ def replicate(config: Config, number: int, run: Store, steps: int | None) -> Rep
     rows = splits(config, run)
     channels, classes = int(rows["train"].images.shape[1]), tuple(str(c) for c in range(10))
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
-    schedule = Schedule.for_data(len(rows["train"]), channels, steps)
+    schedule = Schedule.for_lift(len(rows["train"]), channels, steps)
     bench = Bench(rows["train"], rows["val"], rows["test"], spare(config, rows, run.child("spare")), classes, augment, schedule)
     data = generator(config, bench, run)
     generate = load_gan(data)

@@ -38,7 +38,7 @@ def main() -> None:
         snapshot = prepare(config, run, NullProgress())
         loaded = (load_split(run, name) for name in ("train", "val", "test"))
         train, val, test = (Rows(torch.from_numpy(s.images), torch.from_numpy(s.labels)) for s in loaded)
-        bench = Bench(train, val, test, val, snapshot.classes, ClassicalAugment(), Schedule.for_data(len(train), 1))
+        bench = Bench(train, val, test, val, snapshot.classes, ClassicalAugment(), Schedule.for_lift(len(train), 1))
         asked = LiftConfig(seeds=3, ratios=[0.5, 1.0])
         for call in ("from nothing", "again, every row kept"):
             began = time.perf_counter()

@@ -59,7 +59,7 @@ from pipeline.side_by_side import Stop, all_side_by_side
 from pipeline.store import Store
 from pipeline.wording import counted
 
-FORMAT = 3                                           # one more whenever the figures' definitions change
+FORMAT = 4                                           # one more whenever the figures' definitions change
 LEAST_PER_CLASS = 50                                 # samples of a class, however rare it is in the test images
 MOST_REAL = 10_000                                   # test images that distances and neighbourhoods are taken of
 MOST_KERNEL = 5_000                                  # rows a side of the kernel distance, which costs their product
@@ -486,7 +486,7 @@ def _lift(
         return None
     progress.note("measuring lift")
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
-    schedule = Schedule.for_data(len(splits.train), snapshot.channels, asked.steps)
+    schedule = Schedule.for_lift(len(splits.train), snapshot.channels, asked.steps)
     bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule)
     figure = measure_lift(
         asked, bench, draw, config.seed, progress, model=networks.filter, discriminator=discriminator,

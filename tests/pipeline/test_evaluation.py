@@ -42,7 +42,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation.Schedule, "for_data", lambda rows, channels, steps=None: Schedule(steps or 60, 48))
+    monkeypatch.setattr(evaluation.Schedule, "for_data", lambda rows, channels, steps=None, epochs=0: Schedule(steps or 60, 48))
 
 
 @dataclasses.dataclass
