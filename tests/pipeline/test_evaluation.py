@@ -206,6 +206,23 @@ def test_a_finished_evaluation_is_kept_until_its_inputs_change(tmp_path: Path, d
         other.evaluate()
 
 
+def test_the_trial_has_the_longer_schedule_and_the_judges_the_shorter(
+    tmp_path: Path, digits: Any, generator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def schedule(rows: int, channels: int, steps: int | None = None, epochs: int = 10) -> Schedule:
+        asked.append(epochs)
+        return Schedule(3, 48)
+
+    monkeypatch.setattr(evaluation.Schedule, "for_data", schedule)
+    data, rest = split_digits(digits, train=100)
+    case = make_case(tmp_path, data, tuple("0123456789"), samples=60, lift={"seeds": 1, "ratios": [0.5]})
+    generator(from_rows(*rest))
+    case.evaluate()
+    assert sorted(asked) == [10] * (len(asked) - 1) + [40] and len(asked) > 1
+
+
 def test_another_filter_is_another_evaluation(tmp_path: Path, digits: Any) -> None:
     """What is tried must be what will be published."""
     case = make_case(tmp_path, split_digits(digits, train=100)[0], tuple("0123456789"))
