@@ -281,7 +281,7 @@ def _provenance(manifest: Mapping[str, Any], snapshot: Snapshot, config: Config)
         "seed": manifest.get("seed", ""),
         "source": f"{source.get('format', '')} {public_url(source.get('url')) or '(built in)'}".strip(),
         "source fingerprint": source.get("fingerprint", ""), "prepared data": snapshot.fingerprint,
-        "generator": f"{generator.get('model', '')}, {generator.get('trained_kimg', 0):g} kimg",
+        "generator": f"{generator.get('model', '')}, {generator.get('trained_kimg', 0):g} kimg{_truncated(manifest)}",
         "generator digest": generator.get("digest", ""),
         "config digest": generator.get("config_digest", config.digest()),
         "rejected and redrawn": ", ".join(f"{reason}: {count:,}" for reason, count in rejects.items()) or "none",
@@ -292,6 +292,11 @@ def _provenance(manifest: Mapping[str, Any], snapshot: Snapshot, config: Config)
         *(f"| {name} | {_md(str(value))} |" for name, value in facts.items()),
         "", "The same in machine-readable form: `croissant.json` (Croissant 1.1). For people: `report.html`.",
     ]) + "\n"
+
+
+def _truncated(manifest: Mapping[str, Any]) -> str:
+    psi = manifest.get("truncation", 1.0)
+    return "" if psi == 1 else f", latents truncated by ψ = {psi:g}"
 
 
 def _share(value: float) -> str:

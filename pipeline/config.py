@@ -274,6 +274,8 @@ class SampleConfig(Section):
     """Processes that mint shards; left out: one where this machine has but one CPU."""
     gpus_per_worker: float = Field(0, ge=0)
     """0: on CPUs."""
+    truncation: float = Field(1.0, gt=0, le=2)
+    """ψ, by which latents are drawn towards their mean: below 1 more typical and less varied images; what is evaluated is drawn so too."""
     filter: dict[str, float] = Field(default_factory=dict)
     """Redraw what fails a threshold, every reject is counted: `min_confidence`, `max_centroid_distance`, `min_nearest_distance`,
     `max_nearest_distance`, `min_discriminator`, see [lift.md](lift.md#the-filter)."""
@@ -399,6 +401,7 @@ class Config(Section):
         wrong = {
             "train.model": (self.train.model, "auto"), "evaluate.lift": (self.evaluate.lift, None),
             "sample.format": (self.sample.format, "parquet"), "sample.filter": (self.sample.filter or None, None),
+            "sample.truncation": (self.sample.truncation, 1.0),
         }
         for key, (given, possible) in wrong.items():
             if given != possible:

@@ -125,7 +125,7 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
     began = time.perf_counter()
     fid = fid_network(config.evaluate.inception_weights) if config.evaluate.features == "inception" else None
     splits = _load(run, len(snapshot.classes))
-    draw, discriminator = _generator(run, checkpoint, splits.train)
+    draw, discriminator = _generator(run, checkpoint, splits.train, config.sample.truncation)
     progress.note("training the feature extractor and the judge")
     networks = train_networks(config, splits, len(snapshot.classes))
     check_trained_on(networks.trained_on, splits.train.images, splits.train.labels, "the feature extractor")
@@ -144,7 +144,8 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
 def _inputs(config: Config, snapshot: Snapshot, checkpoint: Checkpoint) -> str:
     """Fingerprint of all that decides the scorecard."""
     content = [FORMAT, checkpoint.sha256, snapshot.fingerprint, config.seed, config.digest("evaluate"),
-               config.train.augment.model_dump(), Filter(**config.sample.filter).asked, _makes_every_class(config, snapshot)]
+               config.train.augment.model_dump(), Filter(**config.sample.filter).asked, _makes_every_class(config, snapshot),
+               config.sample.truncation]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -169,7 +170,7 @@ def _load(run: Store, classes: int) -> Splits:
     return Splits(train, only_known(val, train, classes), only_known(test, train, classes))
 
 
-def _generator(run: Store, checkpoint: Checkpoint, train: Rows) -> tuple[Draw, nn.Module | None]:
+def _generator(run: Store, checkpoint: Checkpoint, train: Rows, truncation: float) -> tuple[Draw, nn.Module | None]:
     """(the generator, its discriminator where it has one)."""
     data = run.get(checkpoint.key)
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
@@ -178,7 +179,11 @@ def _generator(run: Store, checkpoint: Checkpoint, train: Rows) -> tuple[Draw, n
     loaded = load_generator(data)
     check_trained_on(loaded.meta["data"], train.images, train.labels, "the generator")
     discriminator = None if loaded.spec.family in WITHOUT_DISCRIMINATOR else loaded.discriminator
-    return lambda labels, latents: generate(loaded.net, torch.from_numpy(labels), latents), discriminator
+
+    def draw(labels: np.ndarray, latents: np.ndarray) -> torch.Tensor:
+        return generate(loaded.net, torch.from_numpy(labels), latents, truncation=truncation)
+
+    return draw, discriminator
 
 
 # ---- the networks ----

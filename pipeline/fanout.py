@@ -72,7 +72,8 @@ def sample(
     job = MintJob(
         seed=config.seed, classes=snapshot.classes, format=config.sample.format, checkpoint_key=checkpoint.key,
         checkpoint_sha256=checkpoint.sha256, run=run, version=folder,
-        load=load or functools.partial(load_gan, device="cuda" if gpu else "cpu"), load_filter=load_filter,
+        load=load or functools.partial(load_gan, device="cuda" if gpu else "cpu", truncation=config.sample.truncation),
+        load_filter=load_filter,
         kept=_kept(plan, dataset, version),
     )
     all_rows = plan.rows if isinstance(plan, Plan) else sum(spec.rows for spec in plan)

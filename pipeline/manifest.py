@@ -78,6 +78,7 @@ def build(
         "verdict": verdict.to_json(),
         "recommended_mix": {**scorecard.lift.mix, "ratio": scorecard.lift.chosen_ratio} if scorecard.lift is not None else {},
         "rejects": rejects, "software": dict(software), "previous": previous, "filter": dict(config.sample.filter),
+        "truncation": config.sample.truncation,
         "continues": {"version": kept.version, "rows": kept.plan.rows, "shards": len(kept.plan)} if kept else None,
         "rows_are": rows_are,
     }

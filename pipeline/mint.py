@@ -220,8 +220,8 @@ def take_over(spec: ShardSpec, kept: KeptShards, job: MintJob) -> Receipt | None
     return dataclasses.replace(old, key=key)
 
 
-def load_gan(data: bytes, device: str = "cpu") -> Generate:
-    """The generator in a checkpoint of ours."""
+def load_gan(data: bytes, device: str = "cpu", truncation: float = 1.0) -> Generate:
+    """The generator in a checkpoint of ours; `truncation`: see `gan.sampling.generate`."""
     import torch
 
     from gan.checkpoint import load_generator
@@ -230,7 +230,7 @@ def load_gan(data: bytes, device: str = "cpu") -> Generate:
     net = load_generator(data).net.to(device)
 
     def images(labels: np.ndarray, latents: np.ndarray) -> np.ndarray:
-        result: np.ndarray = generate(net, torch.from_numpy(labels), latents).numpy()
+        result: np.ndarray = generate(net, torch.from_numpy(labels), latents, truncation=truncation).numpy()
         return result
 
     return images

@@ -291,6 +291,7 @@ def _continued(
         same = (
             published.get("seed") == config.seed and published.get("format") == config.sample.format
             and published.get("filter") == config.sample.filter and published.get("classes") == list(plan.classes)
+            and published.get("truncation", 1.0) == config.sample.truncation
             and published["generator"]["digest"] == checkpoint.sha256
             and all(count <= plan.rows_per_class[name] for name, count in published["rows_per_class"].items())
         )

@@ -52,22 +52,16 @@ def real_beside_generated(
     Returns:
         (real, generated): lists of uint8 (n, C, H, W); n is 0 for a class without training images.
     """
-    import torch
-
-    from gan.checkpoint import load_generator
-    from gan.sampling import generate
     from pipeline.prepare import load_split
 
-    train = load_split(run, "train")
-    generator = load_generator(run.get(checkpoint.key)).net
+    train, draw = load_split(run, "train"), load_gan(run.get(checkpoint.key), truncation=config.sample.truncation)
     real, fake = [], []
     for label in range(len(snapshot.classes)):
         mine = train.images[np.flatnonzero(train.labels == label)[:COLUMNS]]
         real.append(mine)
         count = COLUMNS if len(mine) else 0
-        labels = torch.full((count,), label, dtype=torch.int64)
         empty = np.zeros((0, snapshot.channels, snapshot.resolution, snapshot.resolution), np.uint8)
-        fake.append(generate(generator, labels, row_seeds(config.seed, label, 0, count)).numpy() if count else empty)
+        fake.append(draw(np.full(count, label, np.int64), row_seeds(config.seed, label, 0, count)) if count else empty)
     return real, fake
 
 
@@ -82,7 +76,7 @@ def sieved(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard
     if not wanted.asked or not run.exists(keys.FILTER):
         return []
     put_reference(run, checkpoint, len(snapshot.classes))
-    judge, draw = load_filter(run, wanted, checkpoint).judge, load_gan(run.get(checkpoint.key))
+    judge, draw = load_filter(run, wanted, checkpoint).judge, load_gan(run.get(checkpoint.key), truncation=config.sample.truncation)
     found = []
     for name in sorted(scarcest, key=snapshot.classes.index):
         label = snapshot.classes.index(name)

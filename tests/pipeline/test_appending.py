@@ -181,6 +181,7 @@ def test_only_rows_of_the_same_kind_are_taken_over() -> None:
     assert not continued(url, "fewer", target={"cat": 3, "dog": 60})
     assert not continued(url, "format", target=MORE, format="png")
     assert not continued(url, "filter", target=MORE, filter={"min_confidence": 0.5})
+    assert not continued(url, "truncation", target=MORE, truncation=0.9)
     assert not continued(url, "generator", dataclasses.replace(CHECKPOINT, sha256="1" * 64), target=MORE)
     other = small_run(url, "seed", target=MORE)
     seeded = other.config.model_copy(update={"seed": 8})

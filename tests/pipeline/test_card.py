@@ -193,6 +193,15 @@ def test_a_disabled_gate_that_said_no_is_confessed():
     assert "although the gate said no" in card and "coverage 0.1 is below 0.5" in card
 
 
+def test_truncated_latents_stand_beside_the_generator():
+    def told(psi: float) -> str:
+        manifest = {**manifest_of(("a",)), "generator": {"model": "dcgan", "trained_kimg": 60}, "truncation": psi}
+        return next(line for line in card_of(manifest).splitlines() if line.startswith("| generator |"))
+
+    assert told(0.9) == "| generator | dcgan, 60 kimg, latents truncated by ψ = 0.9 |"
+    assert told(1.0) == "| generator | dcgan, 60 kimg |"
+
+
 def test_templates_and_cards_need_no_file_outside_the_package():
     from pipeline.report import TEMPLATES
 

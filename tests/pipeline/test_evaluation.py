@@ -98,7 +98,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
         def draw(labels: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(generate(labels, seeds)))
 
-        monkeypatch.setattr(evaluation, "_generator", lambda run, checkpoint, train: (draw, None))
+        monkeypatch.setattr(evaluation, "_generator", lambda *_: (draw, None))
 
     return put
 
