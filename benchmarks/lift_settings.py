@@ -53,8 +53,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
                  "train": {"augment": {"flip": True, "color": True}}},
     "cifar-500": {"source": {"format": "parquet", "subset": {"per_class": 588}}, "prepare": {"channels": "rgb"},
                   "train": {"augment": {"flip": True, "color": True}}},
+    "cifar-tail": {"source": {"format": "parquet", "subset": {"longtail": {"head": 5000, "ratio": 100}}},
+                   "prepare": {"channels": "rgb"}, "train": {"augment": {"flip": True, "color": True}}},
 }
-"""With 15 % for val: 4,000 … 40, 10, 50, 50 and 500 training images a class."""
+"""With 15 % for val: 4,000 … 40, 10, 50, 50, 500 and 4,250 … 42 training images a class (digits: 50 … 5 with val)."""
 
 
 SPARE = 500
