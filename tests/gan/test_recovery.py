@@ -73,6 +73,7 @@ def test_a_planted_collapse_is_undone_from_the_last_good_checkpoint(planted: Cal
     assert rates[0][1] == 3e-3 and rates[-1][1] == 1.5e-3
 
 
+@pytest.mark.slow
 def test_two_workers_go_back_together(squares: Data, tmp_path: Path) -> None:
     script, root = Path(__file__).with_name("collapsing_workers.py"), Path(__file__).parents[2]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -108,6 +109,7 @@ def test_a_collapse_from_the_start_begins_with_other_networks(planted: Callable,
     assert DiversityWatch(*squares, 2, 0).measure(state.ema)[0] > 0.05
 
 
+@pytest.mark.slow
 def test_other_networks_learn_the_classes_anew(planted: Callable, squares: Data) -> None:
     planted(lambda state: not state.restarts)
     spec = replace(SPEC, options=(("features", 8),))

@@ -154,7 +154,7 @@ def test_what_is_gone_of_the_old_version_is_made_anew(format_name: str, lost: st
 
 
 @BEFORE_OR_AFTER
-@pytest.mark.parametrize("format_name", ["parquet", "png"])
+@pytest.mark.parametrize("format_name", ["parquet", pytest.param("png", marks=pytest.mark.slow)])
 def test_killed_at_every_write_of_an_append(format_name: str, after: bool) -> None:
     def prepared() -> SmallRun:
         url = f"memory://{uuid.uuid4().hex}"

@@ -165,7 +165,7 @@ def test_each_single_request_fails_once(s3_server: S3Server, no_waiting: None, k
     ("no bucket", "the bucket does not exist"), ("expired", "the credentials have expired; renew them"),
     ("denied", "no permission"), ("503", "tried 6 times"),
 ])
-@pytest.mark.parametrize("from_request", [1, 10, 20])
+@pytest.mark.parametrize("from_request", [1, pytest.param(10, marks=pytest.mark.slow), 20])
 def test_the_store_vanishes_in_mid_run(
     s3_server: S3Server, no_waiting: None, kind: str, message: str, from_request: int
 ) -> None:

@@ -322,7 +322,7 @@ def files(run: SmallRun) -> dict[str, bytes]:
     return {info.key: folder.get(info.key) for info in folder.list("data")}
 
 
-@pytest.mark.parametrize("format_name", ["parquet", "png", "webdataset"])
+@pytest.mark.parametrize("format_name", ["parquet", "png", pytest.param("webdataset", marks=pytest.mark.slow)])
 def test_ray_makes_the_same_files(tmp_path: Path, ray_cluster: Any, format_name: str) -> None:
     run = on_ray(str(tmp_path / "a"), format=format_name)
     run.finish()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,18 @@ def published(settings: Config) -> dict[str, Any]:
     return [run_stage(name, settings, "r1", NullProgress()) for name in ("train", "evaluate", "report", "sample")][-1]
 
 
-def test_from_a_mixture_s_name_to_published_points(tmp_path: Path) -> None:
-    settings = config(tmp_path)
-    result = published(settings)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Folder and last result of a run that nobody changes."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, published(config(folder))
+
+
+def test_from_a_mixture_s_name_to_published_points(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = finished
+    settings = config(folder)
     assert result["rows"] == 120 and result["rows_per_class"] == {"two": 120} and "120 points in 3 objects" in result["text"]
-    version = tmp_path / "out" / "plane" / "versions" / result["version"]
+    version = folder / "out" / "plane" / "versions" / result["version"]
     manifest = json.loads((version / "manifest.json").read_text())
     assert manifest["rows_are"] == "points" and manifest["classes"] == ["two"] and manifest["scores"]["runs"] == 2
     tables = [pq.read_table(version / shard["key"]) for shard in manifest["shards"]]
@@ -59,8 +67,8 @@ def test_from_a_mixture_s_name_to_published_points(tmp_path: Path) -> None:
     made = generate(np.zeros(120, np.int64), np.array([row["seed"] for row in rows]))
     np.testing.assert_allclose(made, [[row["x"], row["y"]] for row in rows], atol=1e-5)
 
-    assert "120 points" in show_dataset(str(tmp_path / "out" / "plane"))["text"]
-    assert verify_dataset(str(tmp_path / "out" / "plane"), deep=True, orphans=True)["orphans"] == []
+    assert "120 points" in show_dataset(str(folder / "out" / "plane"))["text"]
+    assert verify_dataset(str(folder / "out" / "plane"), deep=True, orphans=True)["orphans"] == []
     assert runs.published_version(settings, run) is not None
 
 
@@ -77,10 +85,10 @@ def test_report_card_and_croissant_of_a_version(tmp_path: Path) -> None:
     assert len(records) == 120 and {"points/x", "points/y", "points/uid", "points/synthetic"} == set(records[0])
 
 
-def test_hugging_face_reads_the_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_reads_the_points(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    result = published(config(tmp_path))
-    files = str(tmp_path / "out" / "plane" / "versions" / result["version"] / "data" / "*.parquet")
+    folder, result = finished
+    files = str(folder / "out" / "plane" / "versions" / result["version"] / "data" / "*.parquet")
     rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == 120 and rows.features["label"].names == ["two"] and isinstance(rows[0]["x"], float)
 
@@ -115,7 +123,7 @@ def test_the_gate_refuses_and_leaves_a_report(tmp_path: Path) -> None:
     assert not run.dataset.exists(keys.LATEST)
 
 
-def test_damaged_points_are_found(tmp_path: Path) -> None:
+def test_damaged_points_are_found(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     import pyarrow as pa
 
     from pipeline.shards.reading import rows_of
@@ -124,7 +132,8 @@ def test_damaged_points_are_found(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match="x is not finite"):
         list(rows_of("parquet", (tmp_path / "bad.parquet").read_bytes()))
-    result = published(config(tmp_path))
+    folder, result = finished
+    shutil.copytree(folder / "out", tmp_path / "out")
     shard = next((tmp_path / "out" / "plane" / "versions" / result["version"] / "data").iterdir())
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
     with pytest.raises(CorruptShard, match=re.escape(shard.name)):
