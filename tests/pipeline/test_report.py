@@ -266,6 +266,8 @@ def test_the_filters_work_is_shown() -> None:
     assert "What the filter keeps" not in page().text
     asked = config(sample={"filter": {"min_confidence": 0.9, "min_discriminator": 0.0}})
     assert lift_section.sieve_of(asked, of_all_arms()) == {"min_confidence": 0.9}     # what is published goes first
+    assert "not picked by hand, as they are before the filter." in page(config=asked).text
+    assert "not picked by hand." in page(config=config(sample={"filter": {"min_confidence": 0.0}})).text
 
 
 def test_one_seed_has_no_interval_and_none_has_no_figure():
