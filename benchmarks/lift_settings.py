@@ -154,13 +154,16 @@ def show(figure: LiftFigure, seconds: float) -> None:
     print(f"\n{'arm':8} {'ratio':>5} {'filter':10} {'mix':13} {'val':>7} {'test':>7}   difference (95 %), p")
     for line in sorted(summary(figure), key=lambda line: (line["arm"], line["filter"], line["ratio"])):
         mix = f"{line['weight']:g}, {line['real_only_tail']:g}{', even' * line['even']}"
-        difference = (f"{line['difference']:+.2f} ({line['low']:+.2f} … {line['high']:+.2f}), {line['p']:.3f}"
-                      if "difference" in line else "baseline")
+        difference = "baseline"
+        if "difference" in line:                     # one seed has no interval
+            interval = f" ({line['low']:+.2f} … {line['high']:+.2f}), {line['p']:.3f}" if len(figure.seeds) > 1 else ""
+            difference = f"{line['difference']:+.2f}{interval}"
         print(f"{line['arm']:8} {line['ratio']:5g} {line['filter']:10} {mix:13} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
     print(f"\n{figure.sentence}")
     if figure.seeds:
         errors = [100 - sum(values) / len(values) for values in (figure.baseline, figure.synthetic)]
-        print(f"errors {errors[0]:.2f} % → {errors[1]:.2f} %: {100 * (1 - errors[1] / errors[0]):.0f} % fewer. "
+        share = 100 * (1 - errors[1] / errors[0])
+        print(f"errors {errors[0]:.2f} % → {errors[1]:.2f} %: {abs(share):.0f} % {'more' if share < 0 else 'fewer'}. "
               f"{len(figure.seeds)} seeds of split, generator and classifier; {seconds:.0f} s in this call.")
 
 
