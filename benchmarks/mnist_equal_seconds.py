@@ -9,6 +9,7 @@ its border, which is cut off again.
 """
 
 import argparse
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -57,8 +58,8 @@ def judge(images: Tensor, labels: Tensor, cache: Path | None) -> Classifier:
 
 
 def ours(model: str, images: Tensor, labels: Tensor, seconds: float, seed: int, side: int,
-         options: dict[str, Any]) -> tuple[Sampler, float, str]:
-    """(sampler, thousands of images seen, description) of ganmill's preset for these data and seconds.
+         options: dict[str, Any]) -> tuple[Callable[..., Tensor], float, str]:
+    """(sampler that takes labels and a truncation, thousands of images seen, description) of ganmill's preset for these data and seconds.
 
     Args:
         model: a family or `auto`, `@N` behind it for another batch size than the preset's.
@@ -73,8 +74,9 @@ def ours(model: str, images: Tensor, labels: Tensor, seconds: float, seed: int, 
                              options=options)
     made = train_with_two_workers(padded, labels, spec, recipe, seed)
 
-    def sampler(y: Tensor) -> Tensor:
-        return generate(made.net, y, torch.arange(10**6, 10**6 + len(y)).numpy())[..., border:side - border, border:side - border]
+    def sampler(y: Tensor, psi: float = 1.0) -> Tensor:
+        images = generate(made.net, y, torch.arange(10**6, 10**6 + len(y)).numpy(), truncation=psi)
+        return images[..., border:side - border, border:side - border]
 
     return sampler, made.meta["kimg"], f"ganmill {model} ({spec.family}, {side} px, batch {recipe.batch_size})"
 
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--models", default="auto", help="comma-separated families of ganmill")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of ganmill's recipe, e.g. features=0")
+    parser.add_argument("--truncation", type=float, nargs="*", default=[], metavar="PSI", help="also, of the same generator")
     parser.add_argument("--resolution", type=int, default=28, choices=(28, 32))
     parser.add_argument("--judge", type=Path, help="cache of the judge")
     parser.add_argument("--picture", type=Path, help="PNG with the default's samples, one row a class")
@@ -147,14 +150,16 @@ def main() -> None:
         peer = figures(net, sampler, real)
         show(name, kimg, arguments.seconds, peer)
         for model in arguments.models.split(","):
-            sampler, kimg, name = ours(model, train, train_y, arguments.seconds, seed, arguments.resolution,
-                                       parse_settings(arguments.set))
-            row = figures(net, sampler, real)
+            drawer, kimg, name = ours(model, train, train_y, arguments.seconds, seed, arguments.resolution,
+                                      parse_settings(arguments.set))
+            row = figures(net, drawer, real)
             show(name, kimg, arguments.seconds, row)
+            for psi in arguments.truncation:
+                show(f"  truncated by {psi:g}", kimg, arguments.seconds, figures(net, functools.partial(drawer, psi=psi), real))
             print(f"  FD against the textbook's at equal seconds: {row['FD'] / peer['FD']:.2f}", flush=True)
             if arguments.picture is not None:
                 y = torch.arange(CLASSES).repeat_interleave(20)
-                arguments.picture.write_bytes(tile_grid(sampler(y).numpy(), 20))
+                arguments.picture.write_bytes(tile_grid(drawer(y).numpy(), 20))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python benchmarks/sampling.py [--rows 40000] [--folder FOLDER]
 
 Beside it, what most scripts do: one process that generates a thousand at a time and saves one PNG after the other with Pillow.
+And the most that a file an image leaves possible on this disk: the bare loop that also creates, writes and closes a file of 600
+bytes for each image, without encoding, hashing or syncing anything.
 
 Nothing is deleted before the end: on ext4 without a journal the kernel walks past every inode freed in the last minutes when it
 makes a file, so that a round after a deletion measures that, at a millisecond a file.
@@ -11,6 +13,7 @@ makes a file, so that a round after a deletion measures that, at a millisecond a
 import argparse
 import hashlib
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -35,6 +38,7 @@ from pipeline.records import Checkpoint, Snapshot
 from pipeline.store import Store
 
 CLASSES = tuple("0123456789")
+FILE_BYTES = 600             # about a PNG of 28×28
 
 
 def checkpoint_bytes() -> bytes:
@@ -44,22 +48,28 @@ def checkpoint_bytes() -> bytes:
     return save(new_state(images, labels, spec, recipe, 0, torch.device("cpu")))[0]
 
 
-def bare(data: bytes, rows: int) -> None:
-    """Generates and drops, in one process with one thread."""
+def bare(data: bytes, rows: int, folder: str | None = None) -> None:
+    """Generates and drops, in one process with one thread; with a folder, a file of zeros is left for each image."""
     keep_freed_memory()                              # as ganmill's workers do
     torch.set_num_threads(1)
     net = load_generator(data).net
     for first in range(0, rows, 1000):
         generate(net, torch.arange(1000) % 10, np.arange(first, first + 1000))
+        for i in range(first, first + 1000) if folder else ():
+            file = os.open(f"{folder}/{i % 10}/{os.getpid()}-{i}", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            os.write(file, bytes(FILE_BYTES))
+            os.close(file)
 
 
-def bare_rate(data: bytes, rows: int) -> float:
+def bare_rate(data: bytes, rows: int, folder: str | None = None) -> float:
     """Images a second of one such process a core, all at once, start-up left out."""
     cores = local_cpus()
+    for name in CLASSES if folder else ():
+        (Path(str(folder)) / name).mkdir()
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
         pool.starmap(bare, [(data, 1000)] * cores, chunksize=1)
         began = time.perf_counter()
-        pool.starmap(bare, [(data, rows // cores)] * cores, chunksize=1)
+        pool.starmap(bare, [(data, rows // cores, folder)] * cores, chunksize=1)
         return rows / (time.perf_counter() - began)
 
 
@@ -137,6 +147,9 @@ def main() -> None:
             rate = statistics.median(rates)
             print(f"{name}: {rate:,.0f} images/s written, {statistics.median(ratios):.2f} of the bare generator "
                   f"({min(ratios):.2f} … {max(ratios):.2f}), {rate / naive:.1f} x the naive loop", flush=True)
+        files = [bare_rate(data, arguments.rows, fresh()) / bare_rate(data, arguments.rows) for _ in range(arguments.rounds)]
+        print(f"a file an image and nothing else: {statistics.median(files):.2f} of the bare generator "
+              f"({min(files):.2f} … {max(files):.2f})", flush=True)
 
 
 if __name__ == "__main__":
