@@ -125,7 +125,7 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
     began = time.perf_counter()
     fid = fid_network(config.evaluate.inception_weights) if config.evaluate.features == "inception" else None
     splits = _load(run, len(snapshot.classes))
-    draw, discriminator = _generator(run, checkpoint, splits.train, config.sample.truncation)
+    draw, discriminator = _generator(config, run, checkpoint, splits.train)
     progress.note("training the feature extractor and the judge")
     networks = train_networks(config, splits, len(snapshot.classes))
     check_trained_on(networks.trained_on, splits.train.images, splits.train.labels, "the feature extractor")
@@ -170,7 +170,7 @@ def _load(run: Store, classes: int) -> Splits:
     return Splits(train, only_known(val, train, classes), only_known(test, train, classes))
 
 
-def _generator(run: Store, checkpoint: Checkpoint, train: Rows, truncation: float) -> tuple[Draw, nn.Module | None]:
+def _generator(config: Config, run: Store, checkpoint: Checkpoint, train: Rows) -> tuple[Draw, nn.Module | None]:
     """(the generator, its discriminator where it has one)."""
     data = run.get(checkpoint.key)
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
@@ -181,7 +181,7 @@ def _generator(run: Store, checkpoint: Checkpoint, train: Rows, truncation: floa
     discriminator = None if loaded.spec.family in WITHOUT_DISCRIMINATOR else loaded.discriminator
 
     def draw(labels: np.ndarray, latents: np.ndarray) -> torch.Tensor:
-        return generate(loaded.net, torch.from_numpy(labels), latents, truncation=truncation)
+        return generate(loaded.net, torch.from_numpy(labels), latents, truncation=config.sample.truncation)
 
     return draw, discriminator
 

@@ -98,7 +98,7 @@ def test_value_is_minus_log_4_where_nothing_can_be_told_and_known_elsewhere() ->
     assert value(7 * real - 3, 7 * fake - 3) == pytest.approx(value(real, fake), abs=1e-6)       # a line is no matter
 
 
-@pytest.mark.parametrize("name", ["ring8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("two", "grid25"))])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "ring8" else pytest.mark.slow) for name in MIXTURES])
 def test_fresh_discriminator_knows_log_4_and_small_faults(name: str) -> None:
     """Two true sets can't be told apart; a set half as wide within its modes, or without one mode, can."""
     mixture = MIXTURES[name]

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import uuid
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,14 +26,15 @@ from pipeline.progress import NullProgress
 from pipeline.records import Checkpoint, Snapshot
 from pipeline.seeds import row_seeds
 from pipeline.store import Store
+from tests.pipeline.small import SCORECARD
 
 CLASSES = ("a", "b", "c")
 EACH = 6
 
 
-def drawing(psi: float) -> Config:
+def drawing(psi: float, **sample: Any) -> Config:
     return parse_config({"name": "t", "seed": 3, "source": {"format": "digits"}, "cluster": {"address": "inline"},
-                         "sample": {"target": {"per_class": EACH}, "workers": 1, "truncation": psi},
+                         "sample": {"target": {"per_class": EACH}, "workers": 1, "truncation": psi, **sample},
                          "publish": {"url": f"memory://{uuid.uuid4().hex}"}})
 
 
@@ -49,9 +51,9 @@ def prepared(run: Store) -> tuple[Snapshot, Checkpoint, evaluation.Rows]:
     return Snapshot("f", "s", "digits", None, CLASSES, 8, 1, rows, False), made, evaluation.Rows(images, labels)
 
 
-def expected(run: Store, checkpoint: Checkpoint, label: int, psi: float) -> np.ndarray:
+def expected(run: Store, checkpoint: Checkpoint, label: int, psi: float, count: int = EACH) -> np.ndarray:
     net = load_generator(run.get(checkpoint.key)).net
-    return generate(net, torch.full((EACH,), label), row_seeds(3, label, 0, EACH), truncation=psi).numpy()
+    return generate(net, torch.full((count,), label), row_seeds(3, label, 0, count), truncation=psi).numpy()
 
 
 @pytest.mark.parametrize("psi", [1.0, 0.5])
@@ -63,7 +65,7 @@ def test_all_that_draw_draw_alike(psi: float) -> None:
     wanted = [expected(run, checkpoint, label, psi) for label in range(3)]
     assert not np.array_equal(wanted[0], expected(run, checkpoint, 0, 1.5 - psi))
 
-    draw, _ = evaluation._generator(run, checkpoint, train, psi)
+    draw, _ = evaluation._generator(config, run, checkpoint, train)
     shown = reporting.real_beside_generated(config, snapshot, checkpoint, run)[1]
     for label in range(3):
         assert np.array_equal(draw(np.full(EACH, label), row_seeds(3, label, 0, EACH)).numpy(), wanted[label])
@@ -74,6 +76,27 @@ def test_all_that_draw_draw_alike(psi: float) -> None:
     table = pq.read_table(io.BytesIO(dataset.child(keys.version(record.version)).get(receipts[0].key))).to_pylist()
     published = sorted(np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))).tobytes() for row in table)
     assert published == sorted(image.tobytes() for images in wanted for image in images)
+
+
+class KeepsAll:
+    """A filter that has nothing against any image."""
+
+    def judge(self, images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+        """As `RowFilter.judge`."""
+        return {}, [""] * len(images)
+
+
+def test_what_the_report_shows_of_the_filter_is_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = drawing(0.5, filter={"min_confidence": 0.5})
+    run = Store(config.dataset_url).child(keys.run("r"))
+    snapshot, checkpoint, _ = prepared(run)
+    run.put(keys.FILTER, b"")
+    monkeypatch.setattr(reporting, "put_reference", lambda *_: None)
+    monkeypatch.setattr(reporting, "load_filter", lambda *_: KeepsAll())
+    shown = reporting.sieved(config, snapshot, checkpoint, SCORECARD, run)
+    for label, row in enumerate(shown):
+        assert np.array_equal(row.kept, expected(run, checkpoint, label, 0.5, row.drawn))
+    assert [row.name for row in shown] == list(CLASSES)
 
 
 def test_another_truncation_is_another_evaluation_and_another_version() -> None:
