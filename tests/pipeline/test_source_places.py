@@ -109,7 +109,7 @@ def test_urls_that_lead_nowhere_are_told_in_seconds(format: str, url: str, said:
     )
     message = complaint(format, url, storage_options=options)
     assert said in message and message.startswith("source.url: ") and "canary" not in message
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60         # a hang, not a slow machine
 
 
 def upload(server: S3Server, root: Path) -> str:

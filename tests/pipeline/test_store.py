@@ -368,7 +368,7 @@ def test_probing_an_unreachable_store_takes_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(StoreError, match=r"can't write s3://b/x: the store did not answer.*endpoint_url is right"):
         Store("s3://b/x", {"endpoint_url": "http://127.0.0.1:1", "key": "k", "secret": "s"}).probe()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60       # a hang, not a slow machine
 
 
 def test_a_missing_bucket_is_told(s3_server: S3Server) -> None:
