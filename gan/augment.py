@@ -47,9 +47,9 @@ class Draw:
         return Draw(*(None if t is None else t[index] for t in (self.matrix, self.moved, self.tone)))
 
 
-def draw(what: Augmentation, n: int, p: float, resolution: int, generator: torch.Generator) -> Draw | None:
-    """Random augmentations for n rows; None where nothing would change."""
-    if p <= 0 or not (what.spatial or what.color):
+def draw(what: Augmentation, n: int, p: float | Tensor, resolution: int, generator: torch.Generator) -> Draw | None:
+    """Random augmentations for n rows, each transform with probability p; None where nothing would change for sure."""
+    if (not isinstance(p, Tensor) and p <= 0) or not (what.spatial or what.color):
         return None
     numbers = torch.rand(12, n, generator=generator, device=generator.device)
     # Each transform has its own coin; a transform that is not allowed never comes up.

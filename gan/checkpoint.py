@@ -181,6 +181,7 @@ def _restore_network(network: nn.Module, tensors: Mapping[str, Tensor], prefix: 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    fused = all(group.get("fused") for group in optimizer.param_groups)
     for name, tensor in tensors.items():
         if not name.startswith(f"{prefix}/"):
             continue
@@ -189,7 +190,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
             raise BadCheckpoint(f"optimizer state {name} fits no weight")
         parameter = parameters[int(index)]
         if tensor.dim() == 0:
-            optimizer.state[parameter][slot] = tensor.clone()
+            optimizer.state[parameter][slot] = tensor.clone().to(parameter.device if fused else "cpu")   # fused kernels count there
         elif tensor.shape == parameter.shape:
             # Same strides as the weight: fused kernels walk both through memory side by side.
             optimizer.state[parameter][slot] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gan import checkpoint, ema, recovery, validation
+from gan import checkpoint, ema, recorded, recovery, validation
 from gan.checkpoint import TrainState
 from gan.errors import BadData, BadRecipe, TrainingDiverged
+from gan.graphs import set_rate
 from gan.networks import NetSpec, build
 from gan.networks.norm import share_statistics
 from gan.networks.projected import Projected
@@ -58,7 +59,7 @@ class Hooks:
 
 def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed: int, hooks: Hooks | None = None,
           resume: bytes | None = None, held_out: tuple[Tensor, Tensor] | None = None,
-          rank: int = 0, world: int = 1, device: str | torch.device = "cpu") -> TrainState:
+          rank: int = 0, world: int = 1, device: str | torch.device = "cpu", record: bool = True) -> TrainState:
     """Trains G and D until the budget is spent or `hooks.should_stop` says so.
 
     On a CPU with one thread count, a kimg budget, the same data, spec, recipe and seed give the same bits, resumed or
@@ -70,6 +71,7 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
         resume: bytes of a checkpoint of this very run.
         held_out: images and labels like the training's, by which checkpoints get a `validation` score in their JSON, lower
             being better (see `gan.validation`); they change nothing else.
+        record: replay steps as CUDA graphs where that can be (see `gan.recorded`).
 
     Returns:
         The state at the end; `finished` tells whether the budget was spent.
@@ -94,7 +96,7 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
         network.train()
         share_statistics(network, workers if world > 1 else None)
     watch = DiversityWatch(images, labels, spec.classes, seed) if rank == 0 else None
-    run = _Run(state, images.to(device), labels.to(device), hooks or Hooks(), watch, workers, rank)
+    run = _Run(state, images.to(device), labels.to(device), hooks or Hooks(), watch, workers, rank, record)
     run.keeper.newest = resume
     if held_out is not None and rank == 0 and len(held_out[0]):
         run.score_by(*held_out)
@@ -174,10 +176,11 @@ class _Run:
     """One call of `train`: the state of the loop that a checkpoint need not carry."""
 
     def __init__(self, state: TrainState, images: Tensor, labels: Tensor, hooks: Hooks, watch: DiversityWatch | None,
-                 workers: Workers, rank: int) -> None:
+                 workers: Workers, rank: int, record: bool = True) -> None:
         self.state, self.recipe, self.hooks, self.watch, self.rank = state, state.recipe, hooks, watch, rank
         self.images, self.labels, self.workers = images, labels, workers
         self.average = ema.Average(state.g, state.ema) if state.ema is not state.g else None
+        self.record = record and recorded.why_not(state.recipe, images.device, workers.world) is None
         self.keeper = recovery.Keeper()
         self.validation: validation.Validation | None = None
         self.score_every = validation.stride(state.recipe)
@@ -189,7 +192,8 @@ class _Run:
         state, recipe = self.state, self.recipe
         sampler = Sampler(self.images, self.labels, state.spec.classes, recipe.label_prior_tau, recovery.draws_seed(state),
                           recipe.batch_size, self.rank, self.workers.world)
-        self.update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), recipe, sampler, self.workers)
+        update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), recipe, sampler, self.workers)
+        self.update: Update | recorded.Recorded = recorded.Recorded(update) if self.record else update
         self.alarm = Alarm(recipe.min_diversity)
         self.trouble: str | None = None
         t = self._progress()
@@ -303,7 +307,7 @@ class _Run:
         scale = self.recipe.lr_scale(t) * recovery.RATE ** len(self.state.restarts)
         for optimizer, lr in ((self.state.opt_g, self.recipe.lr_g), (self.state.opt_d, self.recipe.lr_d)):
             for group in optimizer.param_groups:
-                group["lr"] = lr * scale
+                set_rate(group, lr * scale)
                 if "betas" in group:
                     group["betas"] = (self.recipe.beta1, self.recipe.beta2_at(t))
 
@@ -329,8 +333,8 @@ class _Run:
         images = (state.step - self.logged_step) * self.recipe.batch_size
         metrics: dict[str, Any] = {
             "kimg": state.kimg, "progress": self._progress(), "seconds": now, **means,
-            "images_per_s": images / max(now - self.logged_s, 1e-9), "lr_g": state.opt_g.param_groups[0]["lr"],
-            "lr_d": state.opt_d.param_groups[0]["lr"], "augment_p": self.recipe.augment_p_at(t),
+            "images_per_s": images / max(now - self.logged_s, 1e-9), "lr_g": float(state.opt_g.param_groups[0]["lr"]),
+            "lr_d": float(state.opt_d.param_groups[0]["lr"]), "augment_p": self.recipe.augment_p_at(t),
         }
         self.sums, self.counts, self.logged_s, self.logged_step = {}, {}, now, state.step
         self.trouble = self.trouble or self.alarm.hear_metrics(means)

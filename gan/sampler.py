@@ -38,7 +38,7 @@ class Sampler:
         self.mine = slice(rank * share, (rank + 1) * share)
         rows = torch.arange(rank * share, (rank + 1) * share, device=device)
         self._stacked = None if world == 1 else torch.stack([rows + i * batch_size for i in range(2)])
-        self.generator = torch.Generator(device)
+        self.generator, self.step = torch.Generator(device), 0
         counts = torch.bincount(labels, minlength=classes)
         self._order = torch.argsort(labels, stable=True)
         self._first = torch.cumsum(counts, 0) - counts
@@ -50,7 +50,13 @@ class Sampler:
 
     def begin(self, step: int) -> None:
         """All draws from now on are those of `step`, in the order in which they are asked for."""
+        self.step = step
         self.generator.manual_seed(splitmix64(splitmix64(self.seed + step)) >> 1)
+
+    def renew(self) -> None:
+        """Another generator at the start of the same step."""
+        self.generator = torch.Generator(self.images.device)
+        self.begin(self.step)
 
     def real(self) -> tuple[Tensor, Tensor]:
         """This worker's rows of the next batch: uint8 images and labels (n,)."""
@@ -64,7 +70,7 @@ class Sampler:
         device = self.images.device
         return torch.randn(self.batch_size, *shape, generator=self.generator, device=device)[self.mine]
 
-    def augmentation(self, what: Augmentation, p: float, batches: int) -> Draw | None:
+    def augmentation(self, what: Augmentation, p: float | Tensor, batches: int) -> Draw | None:
         """Augmentations for this worker's rows of `batches` batches stacked, e.g. real above generated."""
         drawn = draw(what, batches * self.batch_size, p, self.images.shape[-1], self.generator)
         return drawn if drawn is None or self._stacked is None else drawn.rows(self._stacked[:batches].flatten())

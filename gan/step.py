@@ -38,8 +38,8 @@ class Moment:
     """What schedules say about this step."""
 
     index: int
-    gamma_scale: float = 1.0
-    augment_p: float = 0.0
+    gamma_scale: float | Tensor = 1.0                # tensors where the step is recorded, see gan.recorded
+    augment_p: float | Tensor = 0.0
     measure: bool = False                            # also read gradient norms
     label_strength: float = 1.0
 
@@ -67,10 +67,18 @@ class Update:
         Returns:
             readings by name (scalars, detached, mean over the workers) and the averaged control.
         """
+        self.begin(now)
+        return self.turn(now, control)
+
+    def begin(self, now: Moment) -> None:
+        """What a step needs from the host: its random numbers, and how much labels count."""
         self.sampler.begin(now.index)
         if self.recipe.label_ramp > 0:
             for network in (self.players.g, self.players.d):
                 set_label_strength(network, now.label_strength)
+
+    def turn(self, now: Moment, control: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The step itself, after `begin`: tensors alone, nothing that waits for the device."""
         if self.recipe.objective != "adversarial":
             return self._autoencode(now, control)
         x, y = self._real()
@@ -91,9 +99,9 @@ class Update:
         with self._cast():
             real_logits, fake_logits = self._logits(x, fake.float(), y, drawn)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        penalty, gradients = self._penalty(x, fake.float(), y, drawn, now)
         _zero(self.players.opt_d)
-        (loss + penalty).backward()
+        loss.backward()
+        gradients = self._penalise(x, fake.float(), y, drawn, now)
         logits = (real_logits.detach().mean(), fake_logits.detach().mean())
         figures = torch.stack([loss.detach(), *logits, *gradients.values()])
         shared = self.workers.average_(d, torch.cat([figures, control]))
@@ -148,34 +156,41 @@ class Update:
         real, generated = both.chunk(2)
         return d(real, y).float(), d(generated, y).float()
 
-    def _penalty(
-        self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None, now: Moment
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """γ₁/2·E‖∇D(x)‖² + γ₂/2·E‖∇D(G(z))‖² or WGAN-GP's, ∇ at the images before augmentation, through it, in float32.
+    def _penalise(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None, now: Moment) -> dict[str, Tensor]:
+        """Adds the gradient of γ₁/2·E‖∇D(x)‖² + γ₂/2·E‖∇D(G(z))‖² or of WGAN-GP's penalty to that of D's weights.
 
-        Every `penalty_every`-th step, that many times as heavy.
+        ∇ at the images before augmentation, through it, in float32; every `penalty_every`-th step, that many times as heavy. Without
+        `joint_pass` real and fake have a graph each, the first freed before the second is built: half the memory.
         """
         recipe = self.recipe
-        streams = [(w, image, name, block) for w, image, name, block in (
-            (recipe.r1_gamma, x, GRADIENTS[0], 0), (recipe.r2_gamma, fake, GRADIENTS[1], 1)) if w > 0]
-        if now.index % recipe.penalty_every or not (streams or recipe.wgan_gp_weight):
-            return x.new_zeros(()), {}
-        total, found = x.new_zeros(()), {}
-        n, stride = len(x), max(1, round(1 / recipe.penalty_share))
-        if streams:
-            rows = torch.cat([torch.arange(b * n, (b + 1) * n, stride, device=x.device) for *_, b in streams])
-            part = None if drawn is None else drawn.rows(rows)
-            labels = y[::stride].repeat(len(streams))
-            images = torch.cat([image[::stride] for _, image, _, _ in streams])
-            norms = self._squared_norms(images, labels, part, len(streams), stride)
-            for (gamma, _, name, _), norm in zip(streams, norms.chunk(len(streams))):
-                total = total + recipe.penalty_every * now.gamma_scale * gamma / 2 * norm.mean()
-                found[name] = norm.detach().mean()
+        if now.index % recipe.penalty_every:
+            return {}
+        streams = [(weight, image, name, block) for weight, image, name, block in (
+            (recipe.r1_gamma, x, GRADIENTS[0], 0), (recipe.r2_gamma, fake, GRADIENTS[1], 1)) if weight > 0]
+        found: dict[str, Tensor] = {}
+        for group in [streams] if recipe.joint_pass else [[stream] for stream in streams]:
+            if group:
+                found |= self._penalise_norms(group, y, drawn, now)
         if recipe.wgan_gp_weight:
-            part = None if drawn is None else drawn.rows(slice(0, n))
+            part = None if drawn is None else drawn.rows(slice(0, len(x)))
             surplus = penalties.gradient_penalty(self._score(y, part), x, fake, self.sampler.uniform())
-            total = total + recipe.penalty_every * recipe.wgan_gp_weight * surplus.mean()
-        return total, found
+            (recipe.penalty_every * recipe.wgan_gp_weight * surplus.mean()).backward()
+        return found
+
+    def _penalise_norms(self, streams: list[tuple[float, Tensor, str, int]], y: Tensor, drawn: Draw | None, now: Moment
+                        ) -> dict[str, Tensor]:
+        """The same for (γ, images, name, number of their block of rows in `drawn`), as one batch: E‖∇D‖² by name."""
+        n, stride = len(y), max(1, round(1 / self.recipe.penalty_share))
+        rows = torch.cat([torch.arange(b * n, (b + 1) * n, stride, device=y.device) for *_, b in streams])
+        part = None if drawn is None else drawn.rows(rows)
+        images = torch.cat([image[::stride] for _, image, _, _ in streams])
+        norms = self._squared_norms(images, y[::stride].repeat(len(streams)), part, len(streams), stride)
+        total, found = y.new_zeros((), dtype=norms.dtype), {}
+        for (gamma, _, name, _), norm in zip(streams, norms.chunk(len(streams))):
+            total = total + self.recipe.penalty_every * now.gamma_scale * gamma / 2 * norm.mean()
+            found[name] = norm.detach().mean()
+        total.backward()
+        return found
 
     def _squared_norms(self, images: Tensor, y: Tensor, drawn: Draw | None, streams: int, stride: int) -> Tensor:
         score = self._score(y, drawn)
