@@ -1,8 +1,9 @@
 """Training speed on a GPU, with torch and numpy alone: images a second, share of the measured matrix peak, memory.
 
-    python benchmarks/gpu.py [--seconds 20] [--only r3-paper] [--compile] [--cpu]
+    python benchmarks/gpu.py [--seconds 20] [--only r3-paper dcgan-rgb32] [--ways kernels graph compile] [--batch 64 512] [--cpu]
 
-Each row trains on random images through the update that every run uses. Operations are counted by torch's own counter over
+Each row trains on random images through the update that every run uses: kernel by kernel, as a recorded CUDA graph (what a run
+does where it can), or with both networks compiled by `torch.compile`. Operations are counted by torch's own counter over
 one step (a multiplication and an addition are two), second derivatives included; the peak is a square matrix product in the
 row's precision, measured in the same process right before. Without CUDA the script says so and stops; `--cpu` runs small
 versions of the rows there, as a check that it works.
@@ -15,7 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gan.loop import new_state
 from gan.presets import Budget, choose
+from gan.recorded import Recorded, why_not
 from gan.sampler import Sampler
 from gan.step import Moment, Players, Update
 from gan.workers import Workers
@@ -56,6 +58,7 @@ CASES = (
     Case("sngan-rgb32", "sngan", 32, 3, 512),
     Case("dcgan-rgb64", "dcgan", 64, 3, 256),
 )
+WAYS = ["kernels", "graph", "compile"]
 SMALL = {"r3-paper": {"width": 32, "widest": 1, "blocks": 1, "group_width": 16}, "r3": {"width": 8}}
 
 
@@ -68,15 +71,27 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
+        if func._overloadpacket is torch.ops.aten.convolution_backward:
+            self.total += convolution_backward(*args)
+        elif func._overloadpacket in flop_registry:
             self.total += int(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out))
         return out
+
+
+def convolution_backward(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> int:
+    """Operations of a convolution's gradients: each wanted one costs what the convolution does.
+
+    Torch's own formula multiplies those of a grouped weight by the number of groups.
+    """
+    transposed, wanted = rest[4], rest[7]
+    places = (x if transposed else gradient).shape
+    return int(2 * places[0] * places[2:].numel() * weight.numel() * sum(wanted[:2]))
 
 
 class Trainer:
     """Networks, data and the update of one row, on one device."""
 
-    def __init__(self, case: Case, device: torch.device, compile_nets: bool) -> None:
+    def __init__(self, case: Case, device: torch.device, way: str = "kernels") -> None:
         self.case, self.device = case, device
         budget = Budget(kimg=20_000.0)               # long: the preset of a GPU with time
         self.spec, self.recipe, _ = choose(case.model, case.resolution, case.channels, [5000] * 10, budget, device.type,
@@ -87,10 +102,11 @@ class Trainer:
         labels = torch.arange(rows) % 10
         self.state = new_state(images, labels, self.spec, self.recipe, 0, device)
         g, d = self.state.g.train(), self.state.d.train()
-        if compile_nets:
+        if way == "compile":
             g.compile(), d.compile()
         sampler = Sampler(images.to(device), labels.to(device), 10, 1.0, 0, case.batch_size)
-        self.update = Update(Players(g, d, self.state.opt_g, self.state.opt_d), self.recipe, sampler, Workers(1))
+        update = Update(Players(g, d, self.state.opt_g, self.state.opt_d), self.recipe, sampler, Workers(1))
+        self.update: Update | Recorded = Recorded(update) if way == "graph" else update
         self.control, self.step = torch.zeros(3, device=device), 0
 
     def __call__(self) -> None:
@@ -120,17 +136,18 @@ def synchronize(device: torch.device) -> None:
 
 def timed(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
     """Seconds that one call of `work` takes, after some calls to warm up."""
-    for _ in range(3):
+    for _ in range(5):
         work()
     synchronize(device)
-    began, calls = time.perf_counter(), 0
+    began, calls, chunk = time.perf_counter(), 0, 4
     while True:
-        for _ in range(4):
+        for _ in range(chunk):
             work()
         synchronize(device)
-        calls += 4
+        calls += chunk
         if (spent := time.perf_counter() - began) >= seconds:
             return spent / calls
+        chunk = max(4, int(0.2 * calls / spent))     # waiting for the device five times a second costs nothing
 
 
 def matmul_peak(precision: str, device: torch.device) -> float:
@@ -141,29 +158,44 @@ def matmul_peak(precision: str, device: torch.device) -> float:
     return 2 * side**3 / timed(lambda: a @ b, device, 1.0 if device.type == "cuda" else 0.3)
 
 
-def measure(case: Case, device: torch.device, seconds: float, compile_nets: bool) -> None:
-    """Prints one row."""
-    peak = {precision: matmul_peak(precision, device) for precision in ("float32", "bf16")}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    flops = Trainer(case, device, False).flops()     # the counter doesn't see through compiled graphs
-    trainer = Trainer(case, device, compile_nets)
-    step_s = timed(trainer, device, seconds)
+def measure(case: Case, device: torch.device, seconds: float, ways: list[str]) -> None:
+    """Prints a row for each way to run the step."""
+    trainer = Trainer(case, device)
+    flops = trainer.flops()                          # the counter doesn't see through compiled or recorded steps
+    best = matmul_peak(trainer.recipe.precision, device)
+    for way in ways:
+        reason = why_not(trainer.recipe, device, 1) if way == "graph" else None
+        if reason is not None:
+            print(f"{case.name:<14} no graph: {reason}")
+            continue
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            trainer = Trainer(case, device, way)
+            step_s = timed(trainer, device, seconds)
+        except Exception as e:  # noqa: BLE001 - torch.compile raises what it likes, and the other rows matter
+            print(f"{case.name:<14} {way}: {type(e).__name__}: {str(e).splitlines()[0]}")
+            continue
+        show(case, trainer, way, step_s, flops, best)
+
+
+def show(case: Case, trainer: Trainer, way: str, step_s: float, flops: float, best: float) -> None:
+    """One row."""
     images_per_s = case.batch_size / step_s
-    memory = (torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda"
+    memory = (torch.cuda.max_memory_allocated(trainer.device) / 2**30 if trainer.device.type == "cuda"
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     g, d = trainer.weights()
-    reached, best = flops / step_s, peak[trainer.recipe.precision]
-    compared = case.name == "r3-paper" and device.type == "cuda"
+    compared = case.name == "r3-paper" and trainer.device.type == "cuda"
     note = f"; {images_per_s / PUBLISHED:.1f} times the published {PUBLISHED:g}/s" if compared else ""
-    print(f"{case.name:<14} G {g:6.2f} M  D {d:6.2f} M  batch {case.batch_size:4d}  {trainer.recipe.precision:<7}  "
-          f"{images_per_s:9,.0f} images/s  {1000 * step_s:8.2f} ms/step  {flops / 1e9:10,.1f} GFLOP/step  {reached / 1e12:8.3f} TFLOP/s = "
-          f"{reached / best:6.1%} of the peak ({best / 1e12:.2f})  {memory:6.2f} GiB{note}", flush=True)
+    print(f"{case.name:<14} {way:<8} G {g:6.2f} M  D {d:6.2f} M  batch {case.batch_size:4d}  {trainer.recipe.precision:<7}  "
+          f"{images_per_s:9,.0f} images/s  {1000 * step_s:8.2f} ms/step  {flops / 1e9:10,.1f} GFLOP/step  {flops / step_s / 1e12:8.3f} "
+          f"TFLOP/s = {flops / step_s / best:6.1%} of the peak ({best / 1e12:.2f})  {memory:6.2f} GiB{note}", flush=True)
 
 
 def check_host_syncs(case: Case, device: torch.device) -> None:
     """Says whether a step makes the host wait for the device (CUDA only)."""
-    trainer = Trainer(case, device, False)
+    trainer = Trainer(case, device)
     for _ in range(3):
         trainer()
     torch.cuda.set_sync_debug_mode("error")
@@ -186,8 +218,9 @@ def main() -> int:
     """Prints a row a case; exit status 1 where CUDA was asked for and is not there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="a row, after warming up")
-    parser.add_argument("--only", choices=[case.name for case in CASES])
-    parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
+    parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:2])
+    parser.add_argument("--batch", nargs="+", type=int, help="instead of the row's own")
     parser.add_argument("--cpu", action="store_true", help="tiny versions on the CPU: a check of the script, no figure")
     args = parser.parse_args()
     if not args.cpu and not torch.cuda.is_available():
@@ -198,12 +231,13 @@ def main() -> int:
     name = platform.processor() or platform.machine() if args.cpu else torch.cuda.get_device_name(device)
     print(f"{name}; torch {torch.__version__}, numpy {np.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}")
     for case in CASES:
-        if args.only not in (None, case.name):
+        if args.only and case.name not in args.only:
             continue
-        chosen = shrunk(case) if args.cpu else case
-        measure(chosen, device, min(args.seconds, 1.0) if args.cpu else args.seconds, args.compile)
+        for batch_size in [None] if args.cpu else args.batch or [None]:
+            chosen = shrunk(case) if args.cpu else replace(case, batch_size=batch_size or case.batch_size)
+            measure(chosen, device, min(args.seconds, 1.0) if args.cpu else args.seconds, args.ways)
         if device.type == "cuda":
-            check_host_syncs(chosen, device)
+            check_host_syncs(case, device)
     return 0
 
 

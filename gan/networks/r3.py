@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.errors import UnsupportedSpec
+from gan.networks.grouped import GroupedConv
 from gan.networks.norm import Embedding
 from gan.networks.spec import Ladder, NetSpec
 
@@ -43,7 +44,7 @@ class BiasedLeakyRelu(nn.Module):
 
 
 def _conv(inner: int, outer: int, kernel: int, gain: float, groups: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inner, outer, kernel, padding=kernel // 2, groups=groups, bias=False)
+    conv = GroupedConv(inner, kernel, groups) if groups > 1 else nn.Conv2d(inner, outer, kernel, padding=kernel // 2, bias=False)
     nn.init.normal_(conv.weight, 0.0, gain / math.sqrt(inner // groups * kernel**2))
     return conv
 
