@@ -27,6 +27,7 @@ from textbook_cdcgan import read_idx, train_textbook
 from torch import Tensor
 from two_workers import train_with_two_workers
 
+import gan.loop
 from gan.augment import Augmentation
 from gan.classical import ClassicalAugment
 from gan.classifier import Architecture, Classifier, embed, load_classifier, save_classifier, train_classifier
@@ -35,6 +36,7 @@ from gan.metrics.diversity import diversity
 from gan.metrics.frechet import Gaussian, frechet_distance
 from gan.metrics.manifold import manifold
 from gan.presets import Budget, choose
+from gan.recipe import parse_settings
 from gan.sampling import generate
 
 SAMPLES = 5000
@@ -80,14 +82,15 @@ def cifar10(folder: Path) -> Data:
     return Data("cifar10", *parts, flip=True)
 
 
-def network(data: Data, role: str, cache: Path) -> Classifier:
+def network(data: Data, role: str, cache: Path, device: str = "cpu") -> Classifier:
     """The judge or the feature extractor: other architecture, other seed; kept in the folder `cache`."""
     file = cache / f"{data.name}-{role}.safetensors"
     if file.exists():
-        return load_classifier(file.read_bytes())[0]
+        return load_classifier(file.read_bytes())[0].to(device)
     architecture: Architecture = "residual" if (role == "judge") == data.flip else "conv"
-    net = train_classifier(data.train, data.labels, data.classes, steps=3000 if data.flip else 1500, seed=99 if role == "judge" else 7,
-                           width=24, architecture=architecture, augment=ClassicalAugment.allowed(flip=data.flip, color=False))
+    net = train_classifier(data.train.to(device), data.labels.to(device), data.classes, steps=3000 if data.flip else 1500, width=24,
+                           seed=99 if role == "judge" else 7, architecture=architecture,
+                           augment=ClassicalAugment.allowed(flip=data.flip, color=False))
     file.write_bytes(save_classifier(net))
     return net
 
@@ -104,9 +107,9 @@ class Measure:
     accuracy: float
 
     @classmethod
-    def of(cls, data: Data, cache: Path) -> "Measure":
+    def of(cls, data: Data, cache: Path, device: str = "cpu") -> "Measure":
         """Trains or loads the networks; the floor is the distance of 5,000 training images."""
-        judge, extractor = network(data, "judge", cache), network(data, "extractor", cache)
+        judge, extractor = network(data, "judge", cache, device), network(data, "extractor", cache, device)
         features = embed(extractor, data.test)[0]
         some = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:SAMPLES]
         floor = frechet_distance(Gaussian(features), Gaussian(embed(extractor, data.train[some])[0]))
@@ -131,8 +134,12 @@ class Measure:
         }
 
 
-def trained(family: str, data: Data, seconds: float, seed: int) -> tuple[Draw, float]:
-    """(sampler, thousands of images seen) after so many seconds.
+def trained(family: str, data: Data, seconds: float, seed: int, device: str = "cpu", options: dict[str, Any] | None = None
+            ) -> tuple[Draw, float]:
+    """(sampler, thousands of images seen) after so many seconds, of two processes on CPUs or of one on a GPU.
+
+    Args:
+        options: changes of the recipe or the network by name.
 
     Raises:
         GanError: the family can't serve, or its training broke.
@@ -141,22 +148,26 @@ def trained(family: str, data: Data, seconds: float, seed: int) -> tuple[Draw, f
         sampler, seen = train_textbook(data.train, data.labels, data.classes, seconds, seed)
         return lambda y: ((sampler(y) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), seen / 1000
     counts = torch.bincount(data.labels).tolist()
-    spec, recipe, _ = choose(family, data.train.shape[2], data.train.shape[1], counts, Budget(seconds=seconds),
-                             augment=Augmentation(flip=data.flip))
+    spec, recipe, _ = choose(family, data.train.shape[2], data.train.shape[1], counts, Budget(seconds=seconds), device,
+                             augment=Augmentation(flip=data.flip), options=options)
+    if device != "cpu":
+        state = gan.loop.train(data.train, data.labels, spec, recipe, seed=seed, device=device)
+        return lambda y: generate(state.ema, y, np.arange(10**6, 10**6 + len(y))), state.kimg
     made = train_with_two_workers(data.train, data.labels, spec, recipe, seed)
     return lambda y: generate(made.net, y, np.arange(10**6, 10**6 + len(y))), made.meta["kimg"]
 
 
-def measure(data: Data, families: list[str], seconds: float, seeds: int, out: RowFile) -> None:
+def measure(data: Data, families: list[str], seconds: float, args: argparse.Namespace, out: RowFile) -> None:
     """Adds the rows that are missing."""
-    asked = [{"data": data.name, "seconds": seconds, "family": family, "seed": seed} for seed in range(seeds) for family in families
+    seeds, more = args.seeds, {"set": " ".join(args.set)} if args.set else {}
+    asked = [{"data": data.name, "seconds": seconds, "family": family, "seed": seed, **more} for seed in range(seeds) for family in families
              if not (family == "textbook" and data.flip)]
     if not (missing := [row for row in asked if not out.has(row)]):
         return
-    measuring = Measure.of(data, out.path.parent)
+    measuring = Measure.of(data, out.path.parent, args.device)
     for row in missing:
         try:
-            draw, kimg = trained(row["family"], data, seconds, row["seed"])
+            draw, kimg = trained(row["family"], data, seconds, row["seed"], args.device, parse_settings(args.set))
             found = {"kimg": kimg, "judge": measuring.accuracy, **measuring.figures(draw, data.classes)}
         except GanError as e:
             found = {"error": str(e)}
@@ -172,16 +183,20 @@ def table(rows: list[dict[str, Any]]) -> str:
                       for row in mine if "floor" in row), "")
         lines += [f"\n{data}, {seconds:g} s{floor}\n", "| family | kimg | agreement | FD-domain | coverage | lowest class | diversity | "
                   "agreement × coverage |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
-        for family in dict.fromkeys(row["family"] for row in mine):
-            runs = [row for row in mine if row["family"] == family]
+        for name in dict.fromkeys(_name(row) for row in mine):
+            runs = [row for row in mine if _name(row) == name]
             good = [row for row in runs if "error" not in row]
             if not good:
-                lines.append(f"| {family} | {runs[0]['error']} |")
+                lines.append(f"| {name} | {runs[0]['error']} |")
                 continue
-            mean = {name: sum(row[name] for row in good) / len(good) for name in good[0] if isinstance(good[0][name], float)}
-            lines.append(f"| {family} | {mean['kimg']:.0f} | {mean['agreement']:.3f} | {mean['fd']:.2f} | {mean['coverage']:.3f} | "
+            mean = {key: sum(row[key] for row in good) / len(good) for key in good[0] if isinstance(good[0][key], float)}
+            lines.append(f"| {name} | {mean['kimg']:.0f} | {mean['agreement']:.3f} | {mean['fd']:.2f} | {mean['coverage']:.3f} | "
                          f"{mean['lowest_coverage']:.3f} | {mean['diversity']:.3f} | {mean['agreement_x_coverage']:.3f} |")
     return "\n".join(lines)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['family']} {row.get('set', '')}".strip()
 
 
 def main() -> None:
@@ -192,6 +207,8 @@ def main() -> None:
     parser.add_argument("--seconds", default="150", help="comma-separated")
     parser.add_argument("--families", default=FAMILIES)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cuda: training and measuring on a GPU; needs no Ray")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes of every recipe, which name the rows")
     parser.add_argument("--out", type=Path, required=True, help=".jsonl of rows, added to")
     args = parser.parse_args()
     rows = RowFile(args.out)
@@ -200,7 +217,7 @@ def main() -> None:
         if folder is not None:
             data = read(folder)
             for seconds in args.seconds.split(","):
-                measure(data, args.families.split(","), float(seconds), args.seeds, rows)
+                measure(data, args.families.split(","), float(seconds), args, rows)
     print(table(rows.read()))
 
 

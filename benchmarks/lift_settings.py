@@ -92,15 +92,15 @@ def spare(config: Config, rows: dict[str, Rows], run: Store) -> Rows:
     return every.take(torch.tensor(free))
 
 
-def replicate(config: Config, number: int, run: Store, steps: int | None) -> Replicate:
+def replicate(config: Config, number: int, run: Store, steps: int | None, device: str) -> Replicate:
     """Prepares, trains generator and filter where that isn't done, and lays the data out."""
     rows = splits(config, run)
     channels, classes = int(rows["train"].images.shape[1]), tuple(str(c) for c in range(10))
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
     schedule = Schedule.for_lift(len(rows["train"]), channels, steps)
-    bench = Bench(rows["train"], rows["val"], rows["test"], spare(config, rows, run.child("spare")), classes, augment, schedule)
+    bench = Bench(rows["train"], rows["val"], rows["test"], spare(config, rows, run.child("spare")), classes, augment, schedule, device)
     data = generator(config, bench, run)
-    generate = load_gan(data)
+    generate = load_gan(data, device)
     model = screen(filter_network(bench, run, derive(config.seed, "filter")), bench, discriminator_of(data))
     return Replicate(number, derive(config.seed, "lift"), bench,
                      lambda labels, latents: torch.from_numpy(generate(labels, latents)), model)
@@ -113,9 +113,10 @@ def generator(config: Config, bench: Bench, run: Store) -> bytes:
     except MissingObject:
         pass
     counts = bench.train.counts(len(bench.classes)).tolist()
-    spec, recipe, reason = choose_preset(config, config.prepare.resolution, counts, "cpu")
+    spec, recipe, reason = choose_preset(config, config.prepare.resolution, counts, bench.device)
     began = time.perf_counter()
-    state = gan.loop.train(bench.train.images, bench.train.labels, spec, recipe, seed=derive(config.seed, "train"))
+    state = gan.loop.train(bench.train.images, bench.train.labels, spec, recipe, seed=derive(config.seed, "train"),
+                           device=bench.device)
     data, _ = checkpoint.save(state)
     run.put("generator.safetensors", data)
     print(f"  seed {config.seed}: {reason}; {state.kimg:.0f} kimg in {time.perf_counter() - began:.0f} s", flush=True)
@@ -129,11 +130,11 @@ def filter_network(bench: Bench, run: Store, seed: int) -> Classifier:
     except MissingObject:
         pass
     net = train_classifier(
-        bench.train.images, bench.train.labels, len(bench.classes), steps=bench.schedule.steps, seed=seed, balanced=True,
-        batch_size=bench.schedule.batch_size, augment=bench.augment,
+        bench.train.images.to(bench.device), bench.train.labels.to(bench.device), len(bench.classes), steps=bench.schedule.steps,
+        seed=seed, balanced=True, batch_size=bench.schedule.batch_size, augment=bench.augment,
     )
     run.put(keys.FILTER, save_classifier(net))
-    return net
+    return net.cpu()
 
 
 class Lines(NullProgress):
@@ -187,6 +188,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="or in minutes")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 2.0])
     parser.add_argument("--steps", type=int, help="of every classifier; by data size")
+    parser.add_argument("--arms", choices=["quick", "all"], default="all")
+    parser.add_argument("--device", default="cpu", help="cuda: generators and classifiers on a GPU; needs no Ray")
     parser.add_argument("--workers", type=int, help="trials at a time; one a CPU")
     parser.add_argument("--folder", type=Path, default=Path("lift-settings"))
     args = parser.parse_args()
@@ -198,9 +201,9 @@ def main() -> None:
     began = time.perf_counter()
     store = Store(str(args.folder / f"{args.setting}-{'-'.join(f'{k}{v:g}' for k, v in budget.items())}"))
     make = functools.partial(setting, args.setting, data=args.data, budget=budget)
-    replicates = [replicate(make(seed), seed, store.child(f"s{seed}"), args.steps) for seed in range(args.seeds)]
+    replicates = [replicate(make(seed), seed, store.child(f"s{seed}"), args.steps, args.device) for seed in range(args.seeds)]
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
-    config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms="all")
+    config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms=args.arms)
     book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget} {args.steps}")
     figure = compare(config, replicates, Lines(), book, args.workers, even=True)
     show(figure, time.perf_counter() - began)

@@ -45,7 +45,7 @@ class ClassicalAugment:
 
         Args:
             x: images; not changed in place.
-            generator: a CPU generator.
+            generator: its device is where the numbers are drawn, the CPU or the images' own.
         """
         if self.shift or self.rotate_deg or self.scale or self.shear_deg or self.flip:
             grid = F.affine_grid(self._affine(len(x), generator).to(x), list(x.shape), align_corners=False)
@@ -56,10 +56,10 @@ class ClassicalAugment:
 
     def _affine(self, n: int, generator: torch.Generator) -> Tensor:
         """Maps (n, 2, 3) from output to input coordinates in [-1, 1]: scale · rotation · shear · flip, then shift."""
-        u = torch.rand(6, n, generator=generator) * 2 - 1
+        u = torch.rand(6, n, generator=generator, device=generator.device) * 2 - 1
         angle, shear = u[0] * math.radians(self.rotate_deg), torch.tan(u[1] * math.radians(self.shear_deg))
         factor = 1 / (1 + u[2] * self.scale)
-        mirror = torch.where(u[5] < 0, -1.0, 1.0) if self.flip else torch.ones(n)
+        mirror = torch.where(u[5] < 0, -1.0, 1.0) if self.flip else torch.ones_like(u[5])
         cos, sin = factor * torch.cos(angle), factor * torch.sin(angle)
         rows = [
             torch.stack([mirror * cos, mirror * (cos * shear - sin), 2 * self.shift * u[3]], dim=1),
@@ -68,7 +68,7 @@ class ClassicalAugment:
         return torch.stack(rows, dim=1)
 
     def _recolor(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        u = (torch.rand(3, len(x), 1, 1, 1, generator=generator) * 2 - 1).to(x)
+        u = (torch.rand(3, len(x), 1, 1, 1, generator=generator, device=generator.device) * 2 - 1).to(x)
         x = x + u[0] * self.brightness
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = mean + (x - mean) * (1 + u[1] * self.contrast)
@@ -79,8 +79,8 @@ class ClassicalAugment:
 
     def _erase(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = x.shape
-        centre = torch.rand(2, n, 1, generator=generator).to(x)
-        inside_y = (torch.arange(height).to(x) / height - centre[0]).abs() < self.erase / 2
-        inside_x = (torch.arange(width).to(x) / width - centre[1]).abs() < self.erase / 2
+        centre = torch.rand(2, n, 1, generator=generator, device=generator.device).to(x)
+        inside_y = (torch.arange(height, device=x.device).to(x) / height - centre[0]).abs() < self.erase / 2
+        inside_x = (torch.arange(width, device=x.device).to(x) / width - centre[1]).abs() < self.erase / 2
         hole = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
         return torch.where(hole, x.mean(dim=(1, 2, 3), keepdim=True), x)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gan.classical import ClassicalAugment
 from gan.errors import BadCheckpoint
+from gan.graphs import Replay, rates_as_tensors, set_rate
 from gan.precision import has_bf16
 
 if TYPE_CHECKING:
@@ -261,9 +262,11 @@ def train_classifier(
         raise ValueError(f"draws must hold steps · batch_size = {steps * batch_size} rows, got {tuple(draws.shape)}")
     net = build_classifier(spec, seed).to(images.device)
     standardise(net, images)
-    prior = torch.bincount(labels if prior_labels is None else prior_labels, minlength=classes).float()
+    prior = torch.bincount(labels if prior_labels is None else prior_labels, minlength=classes).float().to(images.device)
     offset = logit_adjustment * (prior / prior.sum()).clamp_min(1e-8).log() if logit_adjustment else None
-    return _fit(net, images, labels, draws, schedule, offset, augment, torch.Generator().manual_seed(seed + 1), on_step)
+    lesson = Lesson(net, images, labels, schedule, offset, augment, torch.Generator(images.device).manual_seed(seed + 1))
+    fit(lesson, draws, on_step)
+    return net.eval()
 
 
 def _check(images: Tensor, labels: Tensor, classes: int) -> None:
@@ -282,31 +285,51 @@ def standardise(net: Classifier, images: Tensor) -> None:
     net.deviation.copy_(some.std(dim=(0, 2, 3), correction=0).view(-1, 1, 1).clamp_min(1e-2))   # constant images
 
 
-def _fit(
-    net: Classifier, images: Tensor, labels: Tensor, draws: Tensor, schedule: Schedule, offset: Tensor | None,
-    augment: ClassicalAugment | None, generator: torch.Generator, on_step: Callable[[int, float], None] | None,
-) -> Classifier:
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    rest = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.99), fused=True)
-    net.train()
-    for step, rows in enumerate(draws.to(images.device).view(schedule.steps, schedule.batch_size)):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * one_cycle(step / schedule.steps, schedule.warm_up)
-        x = to_unit(images[rows])
-        x = augment(x, generator) if augment else x
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=has_bf16(str(images.device))):
-            logits = net(x).float()
-        if offset is not None:
-            logits = logits + offset
-        loss = F.cross_entropy(logits, labels[rows], label_smoothing=schedule.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
+class Lesson:
+    """One training: the network, what it learns from, and the step."""
+
+    def __init__(self, net: nn.Module, images: Tensor, labels: Tensor, schedule: Schedule, offset: Tensor | None,
+                 augment: ClassicalAugment | None, generator: torch.Generator) -> None:
+        self.net, self.images, self.labels, self.schedule, self.offset = net.train(), images, labels, schedule, offset
+        self.augment, self.generator, self.device = augment, generator, images.device
+        decayed = [p for p in net.parameters() if p.ndim > 1]
+        rest = [p for p in net.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.rows = torch.zeros(schedule.batch_size, dtype=torch.int64, device=self.device)
+
+    def renew(self) -> None:
+        """Another generator, which goes on with other numbers."""
+        self.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed() + 1)
+
+    def step(self) -> Tensor:
+        """Learns the images number `rows`; their loss."""
+        x = to_unit(self.images[self.rows])
+        x = self.augment(x, self.generator) if self.augment else x
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(str(self.device))):
+            logits = self.net(x).float()
+        if self.offset is not None:
+            logits = logits + self.offset
+        loss = F.cross_entropy(logits, self.labels[self.rows], label_smoothing=self.schedule.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        if on_step is not None and (step % 25 == 0 or step == schedule.steps - 1):
-            on_step(step + 1, float(loss.detach()))
-    return net.eval()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def fit(lesson: Lesson, draws: Tensor, on_step: Callable[[int, float], None] | None) -> None:
+    """Every step of the lesson on the rows drawn, int64 (steps · batch_size,); on a GPU as a recorded graph."""
+    schedule, step = lesson.schedule, lesson.step
+    if lesson.device.type == "cuda":
+        rates_as_tensors(lesson.optimizer, lesson.device)
+        step = Replay(lesson.step, lesson.device, lesson.generator, lesson.renew)
+    for number, rows in enumerate(draws.to(lesson.device).view(schedule.steps, schedule.batch_size)):
+        for group in lesson.optimizer.param_groups:
+            set_rate(group, schedule.learning_rate * one_cycle(number / schedule.steps, schedule.warm_up))
+        lesson.rows.copy_(rows)
+        loss = step()
+        if on_step is not None and (number % 25 == 0 or number == schedule.steps - 1):
+            on_step(number + 1, float(loss))
 
 
 def one_cycle(position: float, warm_up: float) -> float:
@@ -361,11 +384,15 @@ def _cycle(values: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarr
 
 @torch.inference_mode()
 def embed(net: "Classifier | Inception", images: Tensor, batch_size: int = 512) -> tuple[Tensor, Tensor]:
-    """Features float32 (N, 128) and logits float32 (N, classes) of uint8 images (N, C, H, W); of the FID network (N, 2048)."""
+    """Features float32 (N, 128) and logits float32 (N, classes) of uint8 images (N, C, H, W); of the FID network (N, 2048).
+
+    Computed where the network is, returned where the images are.
+    """
     net.eval()
-    features = [net.features(to_unit(part)) for part in images.split(batch_size)]
-    joined = torch.cat(features) if features else torch.empty(0, FEATURES)
-    return joined, net.head(joined)
+    device = next(net.parameters()).device
+    features = [net.features(to_unit(part.to(device))) for part in images.split(batch_size)]
+    joined = torch.cat(features) if features else torch.empty(0, FEATURES, device=device)
+    return joined.to(images.device), net.head(joined).to(images.device)
 
 
 def predict(net: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:

@@ -42,13 +42,14 @@ from gan.metrics.manifold import Manifold, manifold, neighbourhood_size
 from gan.metrics.memorisation import Memorisation, memorisation
 from gan.sampling import generate
 from pipeline import keys
-from pipeline.cluster import local_cpus
+from pipeline.cluster import local_cpus, local_gpus
 from pipeline.config import Config
 from pipeline.errors import ConfigError, CorruptShard, MissingObject
 from pipeline.filtering import WITHOUT_DISCRIMINATOR, Filter
 from pipeline.grids import tile_grid
 from pipeline.leakage import check_trained_on, rows_digest
 from pipeline.lift import Bench, Draw, Rows, Schedule, measure_lift, only_known
+from pipeline.lift.remote import cluster_is_larger
 from pipeline.lift.verdict import summary
 from pipeline.plan import makes_every_class
 from pipeline.prepare import load_split
@@ -59,7 +60,7 @@ from pipeline.side_by_side import Stop, all_side_by_side
 from pipeline.store import Store
 from pipeline.wording import counted
 
-FORMAT = 4                                           # one more whenever the figures' definitions change
+FORMAT = 5                                           # one more whenever the figures' definitions change
 LEAST_PER_CLASS = 50                                 # samples of a class, however rare it is in the test images
 MOST_REAL = 10_000                                   # test images that distances and neighbourhoods are taken of
 MOST_KERNEL = 5_000                                  # rows a side of the kernel distance, which costs their product
@@ -170,6 +171,11 @@ def _load(run: Store, classes: int) -> Splits:
     return Splits(train, only_known(val, train, classes), only_known(test, train, classes))
 
 
+def _device(config: Config) -> str:
+    """Where this process computes: on a GPU if the training was given GPUs, one is here, and no cluster will share the work."""
+    return "cuda" if config.train.gpus_per_worker and local_gpus() and not cluster_is_larger() else "cpu"
+
+
 def _generator(config: Config, run: Store, checkpoint: Checkpoint, train: Rows) -> tuple[Draw, nn.Module | None]:
     """(the generator, its discriminator where it has one)."""
     data = run.get(checkpoint.key)
@@ -180,8 +186,10 @@ def _generator(config: Config, run: Store, checkpoint: Checkpoint, train: Rows) 
     check_trained_on(loaded.meta["data"], train.images, train.labels, "the generator")
     discriminator = None if loaded.spec.family in WITHOUT_DISCRIMINATOR else loaded.discriminator
 
+    net = loaded.net.to(_device(config))
+
     def draw(labels: np.ndarray, latents: np.ndarray) -> torch.Tensor:
-        return generate(loaded.net, torch.from_numpy(labels), latents, truncation=config.sample.truncation)
+        return generate(net, torch.from_numpy(labels), latents, truncation=config.sample.truncation)
 
     return draw, discriminator
 
@@ -194,13 +202,14 @@ def train_networks(config: Config, splits: Splits, classes: int) -> Networks:
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
     channels = splits.train.images.shape[1]
     several = len(torch.unique(splits.train.labels)) > 1
+    device = _device(config)
 
     def train(
         name: str, rows: Rows, architecture: Architecture, width: int, share: float, stop: Stop
     ) -> tuple[Classifier, str]:
         schedule = Schedule.for_data(len(rows), channels)
         net = train_classifier(
-            rows.images, rows.labels, classes, steps=max(1, round(schedule.steps * share)), balanced=True,
+            rows.images.to(device), rows.labels.to(device), classes, steps=max(1, round(schedule.steps * share)), balanced=True,
             batch_size=schedule.batch_size, seed=derive(config.seed, "evaluate", name), width=width,
             architecture=architecture, augment=augment, on_step=stop.check,
         )
@@ -212,7 +221,7 @@ def train_networks(config: Config, splits: Splits, classes: int) -> Networks:
         both = splits.train.joined(splits.val)
         jobs.append(lambda stop: train("judge", both, architecture, width, share, stop))
         jobs.append(lambda stop: train("extractor", splits.train, *EXTRACTOR, stop))
-    trained = all_side_by_side(jobs, local_cpus())
+    trained = all_side_by_side(jobs, local_cpus() if device == "cpu" else 1)
     if not several:
         return Networks(_random_features(splits.train, classes), None, None, "random", None)
     (judge, _), (domain, seen) = trained
@@ -492,7 +501,7 @@ def _lift(
     progress.note("measuring lift")
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
     schedule = Schedule.for_lift(len(splits.train), snapshot.channels, asked.steps)
-    bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule)
+    bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule, _device(config))
     figure = measure_lift(
         asked, bench, draw, config.seed, progress, model=networks.filter, discriminator=discriminator,
         published=Filter(**config.sample.filter), even=_makes_every_class(config, snapshot), memorised=memorised, run=run, inputs=inputs,

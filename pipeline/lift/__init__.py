@@ -90,7 +90,9 @@ def compare(
     reason = next((reason for r in replicates if (reason := why_not(r.bench)) is not None), None)
     if reason is not None:
         return unjudged(reason, config.ratios)
-    runner = on_ray if workers is None and cluster_is_larger() else on_threads(workers or local_cpus())
+    # A GPU runs one recorded step after the other: several threads would only take turns.
+    side_by_side = 1 if replicates[0].bench.device != "cpu" else local_cpus()
+    runner = on_ray if workers is None and cluster_is_larger() else on_threads(workers or side_by_side)
     laboratory = Laboratory(replicates, book, progress, runner)
     quick = config.arms == "quick"
     course = Course(config, laboratory, tuple(_filters(laboratory, published or NO_FILTER, quick)), quick, published, even)

@@ -63,6 +63,7 @@ class Bench:
     classes: tuple[str, ...]
     augment: ClassicalAugment
     schedule: Schedule
+    device: str = "cpu"                              # where classifiers are trained; the data itself stays in the host's memory
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,10 @@ def run_trial(
     schedule, classes = bench.schedule, len(bench.classes)
     draws = _draws(arm, mix, bench.train.labels, None if added is None else added.labels, schedule, seed)
     net = train_classifier(
-        rows.images, rows.labels, classes, steps=schedule.steps, batch_size=schedule.batch_size, width=schedule.width,
-        seed=seed, augment=bench.augment.scaled(arm.strength) if arm.augment else None, logit_adjustment=arm.logit_adjustment,
-        prior_labels=bench.train.labels if mix.even else None, draws=draws, on_step=stop.check if stop else None,
+        rows.images.to(bench.device), rows.labels.to(bench.device), classes, steps=schedule.steps, batch_size=schedule.batch_size,
+        width=schedule.width, seed=seed, augment=bench.augment.scaled(arm.strength) if arm.augment else None,
+        logit_adjustment=arm.logit_adjustment, prior_labels=bench.train.labels if mix.even else None, draws=draws,
+        on_step=stop.check if stop else None,
     )
     counts = bench.train.counts(classes).tolist()
     return {

@@ -42,7 +42,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation.Schedule, "for_data", lambda rows, channels, steps=None, epochs=0: Schedule(steps or 60, 48))
+    monkeypatch.setattr(evaluation.Schedule, "for_data", lambda rows, channels, steps=None, **_: Schedule(steps or 60, 48))
 
 
 @dataclasses.dataclass
@@ -211,7 +211,7 @@ def test_the_trial_has_the_longer_schedule_and_the_judges_the_shorter(
 ) -> None:
     asked: list[int] = []
 
-    def schedule(rows: int, channels: int, steps: int | None = None, epochs: int = 10) -> Schedule:
+    def schedule(rows: int, channels: int, steps: int | None = None, *, epochs: int = 10, least: int = 0) -> Schedule:
         asked.append(epochs)
         return Schedule(3, 48)
 
@@ -367,3 +367,14 @@ def test_coverage_does_not_rise_with_the_number_of_samples() -> None:
     made = torch.randn(3000, 4, generator=generator) * 1.5 + 0.5
     few, many = (coverage_per_class(real, evaluation.Seen(made[:n], zero(n)), ("x",), [])["x"] for n in (60, 3000))
     assert few == many
+
+
+@pytest.mark.parametrize(("gpus_per_worker", "here", "cluster", "device"), [
+    (1, 1, False, "cuda"), (0, 1, False, "cpu"), (1, 0, False, "cpu"), (1, 1, True, "cpu"),
+])
+def test_it_computes_on_a_gpu_where_the_training_was_given_one(gpus_per_worker: int, here: int, cluster: bool, device: str,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "local_gpus", lambda: here)
+    monkeypatch.setattr(evaluation, "cluster_is_larger", lambda: cluster)
+    config = parse_config({"name": "t", "source": {"format": "digits"}, "train": {"gpus_per_worker": gpus_per_worker}})
+    assert evaluation._device(config) == device
