@@ -16,6 +16,7 @@ from gan.recipe import Recipe
 
 LONG_ON_GPU_S = 1800.0       # R3 needs time to win
 LONG_ON_GPU_KIMG = 5000.0
+PLENTY_KIMG = 1000.0         # images that allow a GPU's batches, or any budget in seconds
 FEW = 300                    # images in the median class, under which D learns them by heart without augmentation
 SOME = 2000
 TAIL = 3.0                   # largest class over smallest, from which the label prior is tempered
@@ -92,8 +93,10 @@ def _dcgan(case: Case) -> Preset:
     features, blocks = (16, 0) if many else (0, 1)
     # In minutes on a CPU more updates win over fewer images a second, until two workers share the batch and D sees features: then 64
     # gives a third more images and more coverage (MNIST, 150 s, on held-out training images: 0.833 against 0.815).
-    # A GPU wants larger batches (not measured).
-    batch_size, lr = (64, 2e-3) if case.on_gpu else (64, 3e-3) if many else (32, 3e-3)
+    # On a GPU larger batches cost next to no time: an H200, 10 s of MNIST, coverage 0.817 against 0.786 with 64 at 2e-3; 15 s of 20,000
+    # images of CIFAR-10, Fréchet distance 1.42 against 2.40 (and 1.93 with 256 at 2e-3). A budget of few images wants its updates.
+    plenty = case.budget.kimg is None or case.budget.kimg >= PLENTY_KIMG
+    batch_size, lr = (256, 4e-3) if case.on_gpu and plenty else (64, 3e-3) if many else (32, 3e-3)
     recipe = {"loss": "hinge", "lr_g": lr, "lr_d": lr, "beta1": 0.0, "beta2": 0.99, "batch_size": batch_size,
               "ema_half_life_kimg": 10.0, "precision": _fast(case)}
     return {"options": (("d_blocks", blocks), ("features", features))}, recipe
@@ -131,7 +134,7 @@ def _r3(case: Case) -> Preset:
               "beta1": 0.0, "beta2_start": 0.9, "beta2": 0.99, "precision": _fast(case), "ema_half_life_kimg": 500.0}
     if case.on_gpu:
         return ({"width": 128, "options": (("blocks", 2), ("group_width", 16))},
-                recipe | {"lr_g": 2e-4, "lr_d": 2e-4, "lr_floor": 0.25, "batch_size": 512})
+                recipe | {"lr_g": 2e-4, "lr_d": 2e-4, "lr_floor": 0.25, "batch_size": 512, "joint_pass": False})
     return {"width": 16}, recipe | {"lr_g": 1e-3, "lr_d": 1e-3, "penalty_every": 8, "ema_half_life_kimg": 20.0}
 
 

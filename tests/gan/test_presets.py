@@ -48,6 +48,12 @@ def test_few_images_are_augmented_and_long_tails_tempered() -> None:
     assert choose("dcgan", 32, 1, [4000, 4000, 0], Budget(kimg=1))[1].label_prior_tau == 1.0
 
 
+def test_a_gpu_takes_large_batches_where_the_budget_bears_them() -> None:
+    sizes = [choose("dcgan", 32, 1, [5000] * 10, budget, device)[1].batch_size for budget, device in (
+        (Budget(seconds=60), "cuda"), (Budget(kimg=5000), "cuda:1"), (Budget(kimg=60), "cuda"), (Budget(seconds=60), "cpu"))]
+    assert sizes == [256, 256, 64, 64]
+
+
 def test_overrides_by_name() -> None:
     spec, recipe, reason = choose("dcgan", 32, 3, [100] * 3, Budget(seconds=5), batch_size=48,
                                   augment=Augmentation(flip=True),
