@@ -210,7 +210,7 @@ class LiftConfig(Section):
     ratios: list[float] = Field(default_factory=lambda: [0.5, 1.0], min_length=1)
     """Synthetic rows per real row that are tried; 0 is always among them."""
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps of each classifier. By default forty epochs, eighty of colour images, within 12,800 to 204,800 images."""
+    """Optimizer steps of each classifier. By default forty epochs, eighty of colour images, within 51,200 to 204,800 images."""
     arms: Literal["quick", "all"] = "quick"
     """`quick`: balanced sampling with and without synthetic images; `all`: the whole laboratory."""
 
