@@ -1,5 +1,6 @@
 """Mixtures on the plane, ten trainings each: modes, high-quality share, reverse KL, spread, value function, a discriminator fitted
-afresh. PacGAN's set-up: 2,500 generated points; a point is of high quality within three deviations of the nearest mean.
+afresh. PacGAN's set-up: 2,500 generated points, here of those that D let pass (`as drawn`: of all); a point is of high
+quality within three deviations of the nearest mean.
 
     python benchmarks/mixtures.py [--mixtures two,ring8,grid25] [--runs 10] [--kpoints 2048] [--set packing=2 …]
 
@@ -25,9 +26,12 @@ def row(run: MixtureRun) -> str:
     """One training."""
     f, ratios = run.figures, [r for r in run.figures.spread_ratio if math.isfinite(r)]
     fresh = fresh_discriminator_loss(run.sample(FRESH_POINTS, 2 * run.seed + 3), run.mixture.sample(FRESH_POINTS, 2), run.mixture.deviation)
+    drawn = run.as_drawn or f
+    narrow = min((r for r in drawn.spread_ratio if math.isfinite(r)), default=0.0)
     return (f"  seed {run.seed:2d}  modes {f.modes:2d}/{f.of}  high quality {f.high_quality:.4f}  reverse KL {f.reverse_kl:.4f}  "
             f"spread {min(ratios):.2f} … {max(ratios):.2f} (mean {np.mean(ratios):.2f})  value {run.curve[-1].value:+.3f}  "
-            f"fresh D {fresh:.3f}  {run.seconds:4.0f} s")
+              f"fresh D {fresh:.3f}  {run.seconds:4.0f} s;  as drawn: high quality {drawn.high_quality:.4f}  "
+            f"reverse KL {drawn.reverse_kl:.4f}  narrowest {narrow:.2f}")
 
 
 def table(mixture: Mixture, recipe: MixtureRecipe, runs: int) -> list[MixtureRun]:

@@ -65,6 +65,12 @@ def figures(s: PlaneScorecard, config: Config) -> tuple[Figure, ...]:
     n, gate = f"{s.samples:,}", config.gate
     share, narrowest = s.modes / s.of, min(s.spread)
     asked, varied = gate.min_coverage, gate.min_diversity
+    drawn = s.as_drawn
+    without = () if not drawn else (
+        Figure("As drawn", f"{drawn['modes']:.0f} modes, {percent(drawn['high_quality'], 2)}, {decimal(drawn['reverse_kl'], 4)}, "
+               f"narrowest {decimal(drawn['narrowest'])}", "", None, None, "2,500",
+               "Modes, high quality, reverse KL and spread of every draw. What is published was drawn again until the discriminator "
+               "let it pass."),)
     return (
         Figure("Modes", f"{s.modes} of {s.of}", f"{s.of}", None if asked is None else f"at least {asked:g} of them",
                None if asked is None else share >= asked, n, "Gaussians within three deviations of whose mean a point lies."),
@@ -80,6 +86,7 @@ def figures(s: PlaneScorecard, config: Config) -> tuple[Figure, ...]:
                "generated points from true ones."),
         Figure("Value function", decimal(s.value, 3), "−log 4 = −1.386", None, None, "2,000",
                "E log D(x) + E log(1 − D(G(z))) by training's own discriminator at its end. Above −log 4: it can tell them apart."),
+        *without,
     )
 
 

@@ -49,6 +49,7 @@ class PlaneScorecard(Record):
     runs: tuple[RunFigures, ...] = ()
     summary: dict[str, tuple[float, float]] = field(default_factory=dict)     # mean and standard error over the runs
     seconds: float = 0.0
+    as_drawn: dict[str, float] = field(default_factory=dict)     # the main figures of every draw; empty where none is rejected
 
     @property
     def lift(self) -> LiftFigure | None:
@@ -83,8 +84,15 @@ def measure(trained: Sequence[MixtureRun], samples: int, seconds: float) -> Plan
         variant=mixture.name, samples=samples, of=got.of, modes=got.modes, high_quality=got.high_quality,
         high_quality_real=real.high_quality, reverse_kl=got.reverse_kl, reverse_kl_real=real.reverse_kl,
         spread=_finite(got.spread_ratio), fresh_loss=fresh, fresh_loss_real=floor, value=run.curve[-1].value,
-        runs=tuple(_row(r) for r in trained), summary=errors, seconds=seconds,
+        runs=tuple(_row(r) for r in trained), summary=errors, seconds=seconds, as_drawn=_as_drawn(run),
     )
+
+
+def _as_drawn(run: MixtureRun) -> dict[str, float]:
+    if run.rule is None or run.as_drawn is None:
+        return {}
+    f = run.as_drawn
+    return {"modes": float(f.modes), "high_quality": f.high_quality, "reverse_kl": f.reverse_kl, "narrowest": min(_finite(f.spread_ratio))}
 
 
 def _row(run: MixtureRun) -> RunFigures:

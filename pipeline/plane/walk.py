@@ -15,7 +15,6 @@ import numpy as np
 from gan.errors import GanError
 from gan.mixtures import MIXTURES, Mixture
 from gan.plane import Look, MixtureRecipe, MixtureRun, load_run, save_run, train_mixture
-from gan.sampling import latents
 from pipeline import keys, seeds
 from pipeline.config import Config
 from pipeline.errors import ConfigError, MissingObject, RunMismatch, TrainingFailed
@@ -193,7 +192,7 @@ def load_points(data: bytes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     run = load_run(data)
 
     def points(labels: np.ndarray, row_seeds: np.ndarray) -> np.ndarray:
-        made: np.ndarray = run.at(latents(row_seeds, run.recipe.z_dim)).numpy()
+        made: np.ndarray = run.minted(row_seeds).numpy()
         return made
 
     return points

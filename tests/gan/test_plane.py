@@ -1,22 +1,27 @@
 """A GAN on the plane: what it learns, the value function's known optimum, and what is kept of a run."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan.checkpoint import load_generator
 from gan.errors import BadCheckpoint, BadRecipe, TrainingDiverged
 from gan.loop import Hooks, train
+from gan.losses import logistic_d
 from gan.mixtures import MIXTURES
 from gan.networks import NetSpec
 from gan.plane import (
+    _UNKNOWN,
     Look,
     MixtureRecipe,
     MixtureRun,
+    _Duel,
+    _rule,
     figures_of,
     fresh_discriminator_loss,
     load_run,
@@ -63,7 +68,7 @@ def test_budget_in_seconds_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("change", [{"packing": 0}, {"steps": 0}, {"loss": "lsgan"}, {"seconds": -1.0}, {"z_dim": 0},
-                                    {"penalty_every": 0}])
+                                    {"penalty_every": 0}, {"reject": 1}])
 def test_refusals(change: dict) -> None:
     with pytest.raises(BadRecipe):
         MixtureRecipe(**change)
@@ -80,6 +85,51 @@ def test_schedules() -> None:
     assert (recipe.gamma_at(0), recipe.gamma_at(0.5), recipe.gamma_at(1)) == (1.0, pytest.approx(0.1), pytest.approx(0.01))
     assert [recipe.noise_at(t) for t in (0, 0.25, 0.5, 0.9)] == [0.4, pytest.approx((0.4 * 0.01) ** 0.5), 0, 0]
     assert MixtureRecipe(gamma=0.0).gamma_at(0.3) == 0.0 and MixtureRecipe(noise=0.0).noise_at(0) == 0.0
+
+
+# ---- rejection ------------------------------------------------------------------------------------------------
+
+
+class Skewed(nn.Module):
+    """A generator with a known fault: the modes of `ring8`, the first as likely as the other seven together."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        mixture = MIXTURES["ring8"]
+        share = torch.special.ndtr(z[:, 2])
+        mode = torch.where(share < 0.5, 0, 1 + ((share - 0.5) * 14).long().clamp(0, 6))
+        points = torch.from_numpy(mixture.means).float()[mode] + mixture.deviation * z[:, :2]
+        return points / mixture.scale
+
+
+def test_rejection_evens_out_the_modes_of_a_generator_with_a_known_fault() -> None:
+    """D is fitted to the planted generator, so its logit is the density ratio; the exact rule must then undo the skew."""
+    mixture, recipe = MIXTURES["ring8"], MixtureRecipe(width=64, depth=2, z_dim=3, lr_d=3e-3)
+    duel, skewed = _Duel(mixture, recipe, 0), Skewed()
+    for _ in range(300):
+        with torch.no_grad():
+            fake = skewed(torch.randn(512, 3, generator=duel.rng))
+        duel.opt_d.zero_grad()
+        logistic_d(*duel.d(torch.cat([duel.real(512), fake])).squeeze(1).chunk(2)).backward()
+        duel.opt_d.step()
+    run = MixtureRun(mixture, recipe, 0, skewed, duel.d, figures=_UNKNOWN, curve=(Look(1, 0.0, 0.0, 0.0, 8, 1.0),), seconds=0.0)
+    before, after = (figures_of(r, 2500) for r in (run, dataclasses.replace(run, rule=_rule(run))))
+    assert before.reverse_kl > 0.4 and after.reverse_kl < 0.05 and after.modes == 8
+
+
+def test_a_minted_point_follows_from_its_seed_alone(short: MixtureRun) -> None:
+    seeds = np.arange(40, dtype=np.int64)
+    minted = short.minted(seeds)
+    torch.testing.assert_close(short.minted(seeds[7:9]), minted[7:9])
+    assert not torch.equal(minted, short.drawn(seeds))
+    every = dataclasses.replace(short, rule=None)
+    assert torch.equal(every.minted(seeds), short.drawn(seeds))
+
+
+@pytest.mark.parametrize("change", [{"reject": False}, {"packing": 2}])
+def test_where_nothing_is_rejected_every_draw_is_kept(change: dict) -> None:
+    run = train_mixture(MIXTURES["two"], MixtureRecipe(steps=5, batch_size=8, width=8, depth=1, **change))
+    assert run.rule is None and run.figures == run.as_drawn
+    assert torch.equal(load_run(save_run(run)).sample(10, 0), run.sample(10, 0))
 
 
 # ---- the value function -----------------------------------------------------------------------------------------

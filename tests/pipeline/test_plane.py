@@ -190,6 +190,9 @@ def test_scorecard_of_a_run_and_its_verdict() -> None:
     assert type(card).from_json(card.to_json()) == card
     page = render(config(Path("x")), card, verdict, [run], "r1")
     assert page == render(config(Path("x")), card, verdict, [run], "r1") and b"Refused" in page
+    assert card.as_drawn["modes"] <= 8 and b"As drawn" in page
+    every = measure([train_mixture(MIXTURES["ring8"], MixtureRecipe(steps=30, batch_size=32, width=8, depth=1, reject=False))], 400, 1.0)
+    assert not every.as_drawn and b"As drawn" not in render(config(Path("x")), every, verdict, [run], "r1")
 
 
 def test_contours_of_a_gaussian_are_circles() -> None:
