@@ -1,6 +1,7 @@
 """The scripts that print the figures of the README and of docs/, one after the other; see each for its options.
 
-Not those that take hours and keep rows that they go on from: families.py, presets.py, long_tail.py, lift_settings.py.
+Not those that take hours and keep rows that they go on from: families.py, presets.py, long_tail.py, lift_settings.py; nor those that need a
+GPU: gpu.py, resnet32_tail.py.
 
     python benchmarks/all.py [FOLDER_OF_MNIST_IDX_FILES] [--img2dataset PYTHON]
 """

@@ -125,6 +125,7 @@ class LiftFigure(Record):
     arms: tuple[str, ...] = ("", "")                 # names of the two arms compared
     mix: dict[str, Any] = field(default_factory=dict)   # what val recommends, see `pipeline.lift.verdict.recommended`
     preferred_filter: dict[str, float] = field(default_factory=dict)   # best on val of those tried, whatever is published
+    rival: dict[str, Any] = field(default_factory=dict)     # the arm without synthesis that is best on test, if val passed it over
 
 
 class Scored(typing.Protocol):

@@ -1,11 +1,11 @@
 """From rows to the figure and its one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.lift.laboratory import Row, alike
+from pipeline.lift.laboratory import Row, alike, grouped, mean
 from pipeline.lift.statistics import paired_interval, sign_flip_p
 from pipeline.lift.trial import Bench, Mix, class_weights
 from pipeline.records import LiftFigure
@@ -43,17 +43,41 @@ def judged(
     differences = [b - a for a, b in zip(before, after)]
     interval = paired_interval(differences)
     recall_before, recall_after = _recall(baseline, bench.classes), _recall(synthetic, bench.classes)
-    obstacle = why_no_win(interval, helps, _greatest_loss(recall_before, recall_after), memorised, _nonsense(every, before))
+    rival = strongest(every, baseline, after)
+    obstacle = why_no_win(interval, helps, _greatest_loss(recall_before, recall_after), memorised, _nonsense(every, before), rival)
     chosen = synthetic[0] if helps else baseline[0]
     return LiftFigure(
         seeds=tuple(row["seed"] for row in baseline), chosen_ratio=synthetic[0]["ratio"] if helps else 0.0, ratios=tuple(ratios),
         baseline=tuple(round(v, 4) for v in before), synthetic=tuple(round(v, 4) for v in after),
         lift_pp=round(sum(differences) / len(differences), 4), interval_pp=(round(interval[0], 4), round(interval[1], 4)),
         recall_baseline=recall_before, recall_synthetic=recall_after,
-        sentence=sentence(differences, interval, synthetic[0], baseline[0]["title"], helps, obstacle),
+        sentence=sentence(differences, interval, synthetic[0], baseline[0]["title"], helps, obstacle, rival),
         seconds=round(seconds, 3), rows=tuple(flat(row) for row in every), won=obstacle is None,
-        arms=(baseline[0]["arm"], synthetic[0]["arm"]), mix=recommended(chosen, bench),
+        arms=(baseline[0]["arm"], synthetic[0]["arm"]), mix=recommended(chosen, bench), rival=rival,
     )
+
+
+def strongest(every: Sequence[Row], baseline: Sequence[Row], synthetic: Sequence[float]) -> dict[str, Any]:
+    """What synthesis gained over the arm without it that is best on test; {} where that is the baseline.
+
+    Val may be a handful of images, and choose a poor baseline by them: anything is a gain over that. Here test only denies: the
+    best of many on test is a little too good, never too bad.
+
+    Args:
+        synthetic: per seed, the chosen arm with synthesis on test, in percent.
+
+    Returns:
+        arm, title, test (its mean, in percent), difference and its interval, low and high, in points.
+    """
+    whole = [rows for rows in grouped(row for row in every if row["arm"].startswith("A"))
+             if len(rows) == len(synthetic) and not any("cannot" in row for row in rows)]
+    best = max(whole, key=lambda rows: mean(rows, "test", "balanced_accuracy"), default=None)
+    if best is None or mean(best, "test", "balanced_accuracy") <= mean(baseline, "test", "balanced_accuracy"):
+        return {}
+    differences = [after - 100 * row["test"]["balanced_accuracy"] for after, row in zip(synthetic, best)]
+    low, high = paired_interval(differences)
+    return {"arm": best[0]["arm"], "title": best[0]["title"], "test": round(100 * mean(best, "test", "balanced_accuracy"), 4),
+            "difference": round(sum(differences) / len(differences), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def recommended(row: Row, bench: Bench) -> dict[str, Any]:
@@ -77,19 +101,22 @@ def recommended(row: Row, bench: Bench) -> dict[str, Any]:
 
 def why_no_win(
     interval: tuple[float, float], helps: bool, loss: tuple[str, float] | None, memorised: float | None,
-    nonsense: float = 0.0,
+    nonsense: float = 0.0, rival: Mapping[str, Any] | None = None,
 ) -> str | None:
     """What stands between the figure and a win; None for a win.
 
     A win needs an interval above zero, that val recommends synthetic images at all (where val can't tell them from none,
     a difference on test alone proves nothing), no class whose recall falls by more than two points, and no more near
-    copies than new images would show by chance. Where the same images under shuffled labels (`nonsense`, the lower end
-    of their interval) are a win too, the trial itself is out of order.
+    copies than new images would show by chance. Nor may an arm without synthesis that val
+    passed over (`rival`) do as well on test. Where the same images under shuffled labels (`nonsense`, the lower end of their
+    interval) are a win too, the trial itself is out of order.
     """
     if not interval[0] > 0:
         return "No lift shown"
     if not helps:
         return "No lift shown, since validation sees no gain"
+    if rival and not rival["low"] > 0:
+        return "No lift counted, since validation passed over a way without synthesis that does as well"
     if memorised is not None and not memorised <= MAX_MEMORISED:
         return f"No lift counted, since {100 * memorised:.1f} % of the synthetic images are near copies of training images"
     if nonsense > 0:
@@ -101,6 +128,7 @@ def why_no_win(
 
 def sentence(
     differences: Sequence[float], interval: tuple[float, float], synthetic: Row, title: str, helps: bool, obstacle: str | None,
+    rival: Mapping[str, Any] | None = None,
 ) -> str:
     """The verdict in one sentence.
 
@@ -108,6 +136,7 @@ def sentence(
         synthetic: a row of the arm with synthesis.
         title: of the arm without.
         obstacle: see `why_no_win`.
+        rival: see `strongest`.
     """
     n, lift = len(differences), sum(differences) / len(differences)
     seeds = counted(n, "paired seed")
@@ -120,6 +149,9 @@ def sentence(
     kept = "" if synthetic["filter"] == "none" else " filtered"
     evenly = ", evenly over the classes," if synthetic["even"] else ""
     what = f"{synthetic['ratio']:g}{kept} synthetic images per real one{evenly} gave {figures} over {title}"
+    if rival and n > 1:
+        what += (f", and {_signed(rival['difference'])} ({_signed(rival['low'])} to {_signed(rival['high'])}) over {rival['title']}, "
+                 "the best without synthesis on test")
     return f"{obstacle or 'Lift'}: {what}{'' if helps else '; validation recommends none'}."
 
 

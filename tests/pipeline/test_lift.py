@@ -471,6 +471,36 @@ def test_trials_on_ray_give_the_rows_that_threads_give(ray_with_two_cpus: Any) -
     assert not remote.cluster_is_larger()              # as large as this machine: threads are cheaper
 
 
+# ---- a baseline that validation chose badly ---------------------------------------------------------------------
+
+
+def planted(arm: str, test: list[float]) -> list[dict[str, Any]]:
+    """Rows of an arm as they are kept, a seed each, with these accuracies on test."""
+    def figures(reached: float) -> dict[str, Any]:
+        return {"balanced_accuracy": reached, "rarest_third": reached, "macro_f1": reached, "nll": 1.0, "ece": 0.1,
+                "recall": {"0": reached, "1": reached}}
+
+    return [{"arm": arm, "title": f"way {arm}", "balanced": True, "logit_adjustment": 0.0, "ratio": 0.5 if arm == "G3" else 0.0,
+             "even": False, "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed,
+             "val": figures(0.9), "test": figures(reached), "added_rows": 0, "seconds": 1.0} for seed, reached in enumerate(test)]
+
+
+@pytest.mark.parametrize(("passed_over", "won"), [
+    ([0.95, 0.96, 0.94, 0.95, 0.95, 0.96], False),   # as good as the chosen one with synthesis
+    ([0.92, 0.93, 0.91, 0.92, 0.92, 0.93], True),    # better than the baseline, and still beaten
+    ([0.89, 0.90, 0.88, 0.89, 0.89, 0.90], True),    # worse than the baseline: no rival
+])
+def test_a_win_must_hold_over_what_validation_passed_over(passed_over: list[float], won: bool) -> None:
+    baseline, synthetic = planted("A2", [0.90, 0.91, 0.89, 0.90, 0.90, 0.91]), planted("G3", [0.95, 0.96, 0.95, 0.94, 0.96, 0.95])
+    every = [*baseline, *planted("A3×1.5", passed_over), *planted("A4", [0.99] * 2), *synthetic]     # A4 is not whole
+    figure = judged(baseline, synthetic, every, bench([10, 10], steps=1), (0.5,), True, 0.0)
+    assert figure.won == won and figure.lift_pp == pytest.approx(5.0)
+    assert figure.rival.get("arm") == ("A3×1.5" if passed_over[0] > 0.9 else None)
+    if not won:
+        assert figure.sentence.startswith("No lift counted, since validation passed over") and "over way A3×1.5" in figure.sentence
+        assert figure.rival["low"] < 0 < figure.rival["high"]
+
+
 # ---- side by side -----------------------------------------------------------------------------------------------
 
 
