@@ -34,6 +34,8 @@ def _faults(mode: str) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc's settings are glibc's")
 def test_kept_memory_needs_no_new_pages_in_the_main_thread_and_in_others() -> None:
-    default = min(_faults("default"))
-    assert default > 5000                            # positive control: by default every step asks for its pages again
+    # Positive control: by default every step asks for its pages again, some 50,000 of them; where another allocation happens to lie
+    # above a heap's free memory glibc can't give it back, so one process in many keeps it by chance.
+    default = next((found for found in (min(_faults("default")) for _ in range(3)) if found > 5000), 0)
+    assert default > 5000
     assert max(_faults("keep")) < default / 5        # a heap may still grow once
