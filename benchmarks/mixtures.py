@@ -30,7 +30,7 @@ def row(run: MixtureRun) -> str:
     narrow = min((r for r in drawn.spread_ratio if math.isfinite(r)), default=0.0)
     return (f"  seed {run.seed:2d}  modes {f.modes:2d}/{f.of}  high quality {f.high_quality:.4f}  reverse KL {f.reverse_kl:.4f}  "
             f"spread {min(ratios):.2f} … {max(ratios):.2f} (mean {np.mean(ratios):.2f})  value {run.curve[-1].value:+.3f}  "
-              f"fresh D {fresh:.3f}  {run.seconds:4.0f} s;  as drawn: high quality {drawn.high_quality:.4f}  "
+            f"fresh D {fresh:.3f}  {run.seconds:4.0f} s;  as drawn: high quality {drawn.high_quality:.4f}  "
             f"reverse KL {drawn.reverse_kl:.4f}  narrowest {narrow:.2f}")
 
 

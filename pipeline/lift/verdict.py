@@ -107,9 +107,9 @@ def why_no_win(
 
     A win needs an interval above zero, that val recommends synthetic images at all (where val can't tell them from none,
     a difference on test alone proves nothing), no class whose recall falls by more than two points, and no more near
-    copies than new images would show by chance. Nor may an arm without synthesis that val
-    passed over (`rival`) do as well on test. Where the same images under shuffled labels (`nonsense`, the lower end of their
-    interval) are a win too, the trial itself is out of order.
+    copies than new images would show by chance. Nor may an arm without synthesis that val passed over (`rival`, see
+    `strongest`) do as well on test. Where the same images under shuffled labels (`nonsense`, the lower end of their interval)
+    are a win too, the trial itself is out of order.
     """
     if not interval[0] > 0:
         return "No lift shown"
