@@ -18,7 +18,12 @@ from gan.classifier import load_classifier, predict
 from pipeline import evaluation, keys
 from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError, CorruptShard, Leakage
-from pipeline.evaluation import coverage_per_class, evaluate, sample_counts
+from pipeline.evaluation import evaluate, scores
+from pipeline.evaluation import networks as onlookers
+from pipeline.evaluation.data import Seen, Splits, load
+from pipeline.evaluation.networks import Networks, fid_network, train_networks
+from pipeline.evaluation.samples import look_at_samples, sample_counts
+from pipeline.evaluation.scores import coverage_per_class, real_figures
 from pipeline.gate import decide
 from pipeline.lift import Schedule
 from pipeline.progress import NullProgress
@@ -42,7 +47,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation.Schedule, "for_data", lambda rows, channels, steps=None, **_: Schedule(steps or 60, 48))
+    monkeypatch.setattr(Schedule, "for_data", lambda rows, channels, steps=None, **_: Schedule(steps or 60, 48))
 
 
 @dataclasses.dataclass
@@ -128,14 +133,14 @@ def test_unseen_real_images_score_like_real_ones(tmp_path: Path, digits: Any, ge
 def test_few_unseen_real_images_cover_as_a_generator_of_such_images_would() -> None:
     rng = torch.Generator().manual_seed(0)
 
-    def seen(n: int) -> evaluation.Seen:
-        return evaluation.Seen(torch.randn(n, 8, generator=rng), torch.arange(n) % 2)
+    def seen(n: int) -> Seen:
+        return Seen(torch.randn(n, 8, generator=rng), torch.arange(n) % 2)
 
     held_out, val, made = seen(1000), seen(60), seen(500)            # all of one distribution
-    by_class = evaluation.coverage_per_class(held_out, made, (), [])
-    reference = evaluation._real_figures(held_out, val, 500, [])["coverage"]
+    by_class = coverage_per_class(held_out, made, (), [])
+    reference = real_figures(held_out, val, 500, [])["coverage"]
     assert reference == pytest.approx(sum(by_class.values()) / 2, abs=0.1)
-    assert evaluation._real_figures(held_out, val, 60, [])["coverage"] < reference / 2       # beside all thousand
+    assert real_figures(held_out, val, 60, [])["coverage"] < reference / 2       # beside all thousand
 
 
 @pytest.mark.parametrize(("held_out", "val", "samples", "beside"), [
@@ -146,16 +151,16 @@ def test_the_reference_stands_to_held_out_images_as_the_samples_do(
     held_out: int, val: int, samples: int, beside: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(evaluation, "coverage_per_class", lambda real, made, *_: seen.append((len(real.labels), len(made.labels))) or {})
-    sets = [evaluation.Seen(torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)) for n in (held_out, val)]
-    evaluation._real_figures(*sets, samples, [])
+    monkeypatch.setattr(scores, "coverage_per_class", lambda real, made, *_: seen.append((len(real.labels), len(made.labels))) or {})
+    sets = [Seen(torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)) for n in (held_out, val)]
+    real_figures(*sets, samples, [])
     assert seen == [(beside, val or held_out // 2)]
 
 
 def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:
     data, rest = split_digits(digits)
     case = make_case(tmp_path, data, tuple("0123456789"))
-    networks = evaluation.train_networks(case.config, evaluation._load(case.run, 10), 10)
+    networks = train_networks(case.config, load(case.run, 10), 10)
     monkeypatch.setattr(evaluation, "train_networks", lambda *a: networks)
 
     def card(generate: Any) -> Scorecard:
@@ -215,7 +220,7 @@ def test_the_trial_has_the_longer_schedule_and_the_judges_the_shorter(
         asked.append(epochs)
         return Schedule(3, 48)
 
-    monkeypatch.setattr(evaluation.Schedule, "for_data", schedule)
+    monkeypatch.setattr(Schedule, "for_data", schedule)
     data, rest = split_digits(digits, train=100)
     case = make_case(tmp_path, data, tuple("0123456789"), samples=60, lift={"seeds": 1, "ratios": [0.5]})
     generator(from_rows(*rest))
@@ -282,9 +287,9 @@ def test_the_fid_network_serves_as_extractor(tmp_path: Path, digits: Any) -> Non
 
     safetensors.torch.save_file(Inception().state_dict(), tmp_path / "w.safetensors")
     _, (images, labels) = split_digits(digits, train=100)
-    networks = evaluation.Networks(evaluation.fid_network(str(tmp_path / "w.safetensors")), None, None, "inception", None)
+    networks = Networks(fid_network(str(tmp_path / "w.safetensors")), None, None, "inception", None)
     draw = from_rows(images, labels)
-    seen = evaluation.look_at_samples(lambda y, z: torch.from_numpy(draw(y, z)), np.array([2, 1]), networks, 0)
+    seen = look_at_samples(lambda y, z: torch.from_numpy(draw(y, z)), np.array([2, 1]), networks, 0)
     assert seen.seen.features.shape == (3, 2048)
 
 
@@ -333,9 +338,9 @@ def test_a_generator_or_extractor_that_saw_held_out_rows_is_caught(tmp_path: Pat
     with pytest.raises(Leakage, match="the generator"):
         leaky.evaluate()
     clean = real_checkpoint(make_case(tmp_path, data, tuple("0123456789")), *data["train"])
-    honest = evaluation.train_networks
+    honest = train_networks
 
-    def peeking(config: Config, splits: evaluation.Splits, classes: int) -> evaluation.Networks:
+    def peeking(config: Config, splits: Splits, classes: int) -> Networks:
         return honest(config, dataclasses.replace(splits, train=splits.train.joined(splits.val)), classes)
 
     monkeypatch.setattr(evaluation, "train_networks", peeking)
@@ -363,9 +368,9 @@ def test_samples_follow_the_test_images_and_leave_no_class_out(rows: list[tuple[
 def test_coverage_does_not_rise_with_the_number_of_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     zero = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
-    real = evaluation.Seen(torch.randn(60, 4, generator=generator), zero(60))
+    real = Seen(torch.randn(60, 4, generator=generator), zero(60))
     made = torch.randn(3000, 4, generator=generator) * 1.5 + 0.5
-    few, many = (coverage_per_class(real, evaluation.Seen(made[:n], zero(n)), ("x",), [])["x"] for n in (60, 3000))
+    few, many = (coverage_per_class(real, Seen(made[:n], zero(n)), ("x",), [])["x"] for n in (60, 3000))
     assert few == many
 
 
@@ -374,7 +379,7 @@ def test_coverage_does_not_rise_with_the_number_of_samples() -> None:
 ])
 def test_it_computes_on_a_gpu_where_the_training_was_given_one(gpus_per_worker: int, here: int, cluster: bool, device: str,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "local_gpus", lambda: here)
-    monkeypatch.setattr(evaluation, "cluster_is_larger", lambda: cluster)
+    monkeypatch.setattr(onlookers, "local_gpus", lambda: here)
+    monkeypatch.setattr(onlookers, "cluster_is_larger", lambda: cluster)
     config = parse_config({"name": "t", "source": {"format": "digits"}, "train": {"gpus_per_worker": gpus_per_worker}})
-    assert evaluation._device(config) == device
+    assert onlookers.device_of(config) == device

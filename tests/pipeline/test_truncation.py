@@ -21,6 +21,7 @@ from gan.sampling import generate
 from pipeline import evaluation, fanout, keys, reporting
 from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError
+from pipeline.lift import Rows
 from pipeline.plan import open_plan
 from pipeline.progress import NullProgress
 from pipeline.records import Checkpoint, Snapshot
@@ -38,7 +39,7 @@ def drawing(psi: float, **sample: Any) -> Config:
                          "publish": {"url": f"memory://{uuid.uuid4().hex}"}})
 
 
-def prepared(run: Store) -> tuple[Snapshot, Checkpoint, evaluation.Rows]:
+def prepared(run: Store) -> tuple[Snapshot, Checkpoint, Rows]:
     """An untrained generator whose images depend strongly on its latents, beside the images that it was made for."""
     images = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(30) % 3
@@ -48,7 +49,7 @@ def prepared(run: Store) -> tuple[Snapshot, Checkpoint, evaluation.Rows]:
     run.put(keys.prepared("train"), save_tensors({"images": images.numpy(), "labels": labels.numpy()}))
     rows = {split: dict.fromkeys(CLASSES, 10) for split in ("train", "val", "test")}
     made = Checkpoint("checkpoints/x.safetensors", hashlib.sha256(data).hexdigest(), "mlp", "", {}, 1.0, 1.0, 1.0, "", "f")
-    return Snapshot("f", "s", "digits", None, CLASSES, 8, 1, rows, False), made, evaluation.Rows(images, labels)
+    return Snapshot("f", "s", "digits", None, CLASSES, 8, 1, rows, False), made, Rows(images, labels)
 
 
 def expected(run: Store, checkpoint: Checkpoint, label: int, psi: float, count: int = EACH) -> np.ndarray:
