@@ -36,9 +36,11 @@ def decode(png: bytes, channels: int) -> np.ndarray:
 
 
 def _parquet_rows(data: bytes) -> Iterator[Row]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(io.BytesIO(data))
+    # Without Arrow's threads, which `read_table` would start: still there when the interpreter ends, they abort it at times.
+    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     if "image" in table.column_names:
         images: Iterator[bytes | None] = (value.as_py() for value in table.column("image").combine_chunks().field("bytes"))
     else:

@@ -88,9 +88,9 @@ class ParquetSource(Source):
         whole = file.size <= _READ_WHOLE_BYTES
         opened = io.BytesIO(self._files.read(file)) if whole else self._files.open(file)
         with self._files.reading(file), opened, _parquet_errors(self._files.show(file)):
-            parquet = pq.ParquetFile(opened)
+            parquet = _opened(opened)
             column = self._columns[0]
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=[column]):
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False):
                 images = batch.column(0)
                 if pa.types.is_struct(images.type):
                     images = pc.struct_field(images, "bytes")
@@ -120,7 +120,7 @@ class ParquetSource(Source):
     def _look(self, file: SourceFile, act: Callable[[pq.ParquetFile], _T]) -> _T:
         def open_and_act(opened: IO[bytes]) -> _T:
             with _parquet_errors(self._files.show(file)):
-                return act(pq.ParquetFile(opened))
+                return act(_opened(opened))
 
         return self._files.look(file, open_and_act)
 
@@ -133,7 +133,7 @@ class ParquetSource(Source):
                 raise SourceError(f"source.url: {self._files.show(file)} has other columns than "
                                   f"{self._listed[0].name}: {_shown(self._schemas[file.name])}; "
                                   "give a URL or glob of files of one kind")
-            read = self._look(file, lambda parquet: parquet.read(columns=[column]))
+            read = self._look(file, lambda parquet: parquet.read(columns=[column], use_threads=False))
             found[file.name] = read.column(0).combine_chunks()
         declared = {_class_names(schema, column) for schema in self._schemas.values()}
         if len(declared) > 1:
@@ -170,6 +170,11 @@ def open_parquet(config: SourceConfig) -> ParquetSource:
         raise SourceError(f"source.url: no .parquet file in {files.where}, but there is: "
                           + ", ".join(file.name for file in listed[:5]))
     return ParquetSource(files, chosen, config)
+
+
+def _opened(file: IO[bytes]) -> pq.ParquetFile:
+    """For reading without Arrow's threads: when the interpreter ends those may abort it, or wait for its lock for ever."""
+    return pq.ParquetFile(file, pre_buffer=False)
 
 
 @contextlib.contextmanager
