@@ -93,7 +93,8 @@ elif way == "source":
     list(source.items())
 else:
     pq.read_table(sorted(at.glob("*.parquet"))[0])
-print(threads() - before)
+print(threads() - before, flush=True)
+os._exit(0)                                          # the very fault that this looks for
 """
 
 
