@@ -99,7 +99,6 @@ def _generator(config: Config, run: Store, checkpoint: Checkpoint, train: Rows) 
     loaded = load_generator(data)
     check_trained_on(loaded.meta["data"], train.images, train.labels, "the generator")
     discriminator = None if loaded.spec.family in WITHOUT_DISCRIMINATOR else loaded.discriminator
-
     net = loaded.net.to(device_of(config))
 
     def draw(labels: np.ndarray, latents: np.ndarray) -> torch.Tensor:

@@ -88,7 +88,7 @@ class ParquetSource(Source):
         whole = file.size <= _READ_WHOLE_BYTES
         opened = io.BytesIO(self._files.read(file)) if whole else self._files.open(file)
         with self._files.reading(file), opened, _parquet_errors(self._files.show(file)):
-            parquet = _opened(opened)
+            parquet = _without_threads(opened)
             column = self._columns[0]
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False):
                 images = batch.column(0)
@@ -120,7 +120,7 @@ class ParquetSource(Source):
     def _look(self, file: SourceFile, act: Callable[[pq.ParquetFile], _T]) -> _T:
         def open_and_act(opened: IO[bytes]) -> _T:
             with _parquet_errors(self._files.show(file)):
-                return act(_opened(opened))
+                return act(_without_threads(opened))
 
         return self._files.look(file, open_and_act)
 
@@ -172,8 +172,8 @@ def open_parquet(config: SourceConfig) -> ParquetSource:
     return ParquetSource(files, chosen, config)
 
 
-def _opened(file: IO[bytes]) -> pq.ParquetFile:
-    """For reading without Arrow's threads: when the interpreter ends those may abort it, or wait for its lock for ever."""
+def _without_threads(file: IO[bytes]) -> pq.ParquetFile:
+    """Starts none of Arrow's threads, if read with `use_threads=False`: they may abort the interpreter as it ends, or hang it."""
     return pq.ParquetFile(file, pre_buffer=False)
 
 
