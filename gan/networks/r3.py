@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.errors import UnsupportedSpec
-from gan.networks.grouped import GroupedConv
+from gan.networks.halving import halve
 from gan.networks.norm import Embedding
+from gan.networks.smooth import SmoothConv
 from gan.networks.spec import Ladder, NetSpec
 
 DEFAULT_WIDTH = 48
@@ -43,8 +44,8 @@ class BiasedLeakyRelu(nn.Module):
         return F.leaky_relu(x + self.bias.to(x.dtype).view(1, -1, 1, 1), SLOPE)
 
 
-def _conv(inner: int, outer: int, kernel: int, gain: float, groups: int = 1) -> nn.Conv2d:
-    conv = GroupedConv(inner, kernel, groups) if groups > 1 else nn.Conv2d(inner, outer, kernel, padding=kernel // 2, bias=False)
+def _conv(inner: int, outer: int, kernel: int, gain: float, groups: int = 1) -> SmoothConv:
+    conv = SmoothConv(inner, outer, kernel, groups)
     nn.init.normal_(conv.weight, 0.0, gain / math.sqrt(inner // groups * kernel**2))
     return conv
 
@@ -69,20 +70,6 @@ class Block(nn.Module):
 def upsample(x: Tensor) -> Tensor:
     """Twice the side by the filter [1, 3, 3, 1]/4 in each direction, the border repeated: bilinear in effect."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def downsample(x: Tensor) -> Tensor:
-    """Half the side by the filter [1, 3, 3, 1]/8 in each direction, the border repeated.
-
-    In each direction out[i] = (x[2i-1] + 3·x[2i] + 3·x[2i+1] + x[2i+2]) / 8.
-    """
-    for axis in (2, 3):
-        even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
-        n = even.shape[axis]
-        before = torch.cat([even.narrow(axis, 0, 1), odd.narrow(axis, 0, n - 1)], axis)
-        after = torch.cat([even.narrow(axis, 1, n - 1), odd.narrow(axis, n - 1, 1)], axis)
-        x = (3 * (even + odd) + before + after) / 8
-    return x
 
 
 def _widths(spec: NetSpec, ladder: Ladder) -> list[int]:
@@ -149,7 +136,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         h = self.stages[0](self.from_image(self.ladder.pad(x)))
         for match, stage in zip(self.matches, self.stages[1:]):
-            h = stage(match(downsample(h)))
+            h = stage(match(halve(h)))
         flat = (h * self.basis.to(h.dtype)).sum((2, 3)).float()
         with torch.autocast(x.device.type, enabled=False):
             return self.score(flat).squeeze(1) + (self.label(y) * self.features(flat)).sum(1)

@@ -136,18 +136,19 @@ def test_batch_norm_equals_torch_and_conditions() -> None:
 
 
 def test_r3_blocks_start_as_identity_and_filters_keep_constants() -> None:
-    from gan.networks.r3 import Block, downsample, upsample
+    from gan.networks.halving import halve
+    from gan.networks.r3 import Block, upsample
 
     x = torch.randn(2, 8, 8, 8)
     assert torch.equal(Block(8, 0, 1.0)(x), x)
     constant = torch.full((1, 2, 8, 8), 0.7)
-    torch.testing.assert_close(downsample(constant), constant[..., ::2, ::2])
+    torch.testing.assert_close(halve(constant), constant[..., ::2, ::2])
     torch.testing.assert_close(upsample(constant)[..., ::2, ::2], constant)
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     kernel = torch.outer(taps, taps).expand(8, 1, 4, 4)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
     wanted = torch.nn.functional.conv2d(padded, kernel, stride=2, groups=8)
-    torch.testing.assert_close(downsample(x), wanted)
+    torch.testing.assert_close(halve(x), wanted)
 
 
 def test_spectral_weight_has_singular_value_one_and_gradients_know_it() -> None:

@@ -1,26 +1,26 @@
-"""The grouped convolution equals PyTorch's, and so do its first and second derivatives."""
+"""The smooth convolution equals PyTorch's, and so do its first and second derivatives."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gan.networks.grouped import GroupedConv
+from gan.networks.smooth import SmoothConv
 from gan.penalties import squared_gradient_norm
 
 
-def pair(groups: int, dtype: torch.dtype = torch.float64) -> tuple[GroupedConv, nn.Conv2d]:
+def pair(groups: int, dtype: torch.dtype = torch.float64, kernel: int = 3, inner: int = 8) -> tuple[SmoothConv, nn.Conv2d]:
     """Ours and PyTorch's, with the same weight."""
     torch.manual_seed(0)
-    ours = GroupedConv(8, 3, groups).to(dtype)
-    theirs = nn.Conv2d(8, 8, 3, padding=1, groups=groups, bias=False).to(dtype)
+    ours = SmoothConv(inner, 8, kernel, groups).to(dtype)
+    theirs = nn.Conv2d(inner, 8, kernel, padding=kernel // 2, groups=groups, bias=False).to(dtype)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 
 
-@pytest.mark.parametrize("groups", [2, 4, 8])
-def test_derivatives_of_both_orders_by_finite_differences(groups: int) -> None:
-    ours, _ = pair(groups)
-    x = torch.randn(2, 8, 4, 4, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("groups, kernel, inner", [(2, 3, 8), (4, 3, 8), (8, 3, 8), (1, 1, 8), (1, 1, 3), (1, 3, 5), (2, 1, 4)])
+def test_derivatives_of_both_orders_by_finite_differences(groups: int, kernel: int, inner: int) -> None:
+    ours, _ = pair(groups, kernel=kernel, inner=inner)
+    x = torch.randn(2, inner, 4, 4, dtype=torch.float64, requires_grad=True)
 
     def convolve(x: Tensor, weight: Tensor) -> Tensor:
         return torch.func.functional_call(ours, {"weight": weight}, (x,))  # type: ignore[no-any-return]
@@ -69,3 +69,21 @@ def test_second_derivatives_do_not_run_through_the_groups_one_by_one() -> None:
                 2, 8, 4, 4, dtype=torch.float64)).mean().backward()
         counted.append(count.calls)
     assert counted[0] == counted[1] <= 8
+
+
+def test_second_derivatives_have_no_kernel_as_large_as_the_image() -> None:
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        side = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten.convolution.default:
+                self.side = max(self.side, args[1].shape[-1])
+            return func(*args, **(kwargs or {}))
+
+    sides = []
+    for conv in pair(1, kernel=1):
+        with Largest() as largest:
+            squared_gradient_norm(lambda images, net=conv: net(images).square().sum((1, 2, 3)), torch.randn(  # type: ignore[misc]
+                2, 8, 6, 6, dtype=torch.float64)).mean().backward()
+        sides.append(largest.side)
+    assert sides == [1, 6]                           # PyTorch's own has one: the control

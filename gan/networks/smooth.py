@@ -1,8 +1,9 @@
-"""A grouped convolution whose derivatives of every order are grouped convolutions too.
+"""A convolution whose derivatives of every order are convolutions of its own kind.
 
-PyTorch's own second derivative runs through the groups one by one, some hundred small kernels for each layer: most of the
-time of R1 and R2 in R3's networks. Convolution C(x, w), its transpose Cᵀ(g, w) and the weight's gradient W(x, g) are bilinear,
-and ⟨g, C(x, w)⟩ = ⟨Cᵀ(g, w), x⟩ = ⟨W(x, g), w⟩, so each one's derivatives are the other two.
+PyTorch's own second derivative runs through groups one by one, some hundred small kernels for each layer, and computes the weight's
+part as a convolution with batch and channels exchanged, whose kernel is as large as the image: most of the time of R1
+and R2 in R3's networks. Convolution C(x, w), its transpose Cᵀ(g, w) and the weight's gradient W(x, g) are bilinear, and
+⟨g, C(x, w)⟩ = ⟨Cᵀ(g, w), x⟩ = ⟨W(x, g), w⟩, so each one's derivatives are the other two.
 """
 
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 
-class GroupedConv(nn.Conv2d):
+class SmoothConv(nn.Conv2d):
     """`nn.Conv2d` of stride 1 and a side that stays, without bias, differentiable any number of times at full speed."""
 
-    def __init__(self, channels: int, kernel: int, groups: int) -> None:
-        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+    def __init__(self, inner: int, outer: int, kernel: int, groups: int = 1) -> None:
+        super().__init__(inner, outer, kernel, padding=kernel // 2, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (n, C, s, s), in the type that autocast asks of a convolution."""
@@ -44,6 +45,10 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
+        if not torch.is_grad_enabled():              # nobody will differentiate again: both in one call
+            wanted = ctx.needs_input_grad[:2]
+            found = _backward(gradient, x, weight, ctx.groups, wanted)
+            return found[0] if wanted[0] else None, found[1] if wanted[1] else None, None
         by_x = _Transposed.apply(gradient, weight, ctx.groups) if ctx.needs_input_grad[0] else None
         by_weight = _WeightGradient.apply(x, gradient, weight.shape, ctx.groups) if ctx.needs_input_grad[1] else None
         return by_x, by_weight, None
@@ -56,7 +61,11 @@ class _Transposed(torch.autograd.Function):
     def forward(ctx: Any, gradient: Tensor, weight: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(gradient, weight)
         ctx.groups = groups
-        return _backward(gradient, torch.empty_like(gradient), weight, groups, (True, False))[0]
+        n, _, *sides = gradient.shape
+        last = gradient.is_contiguous(memory_format=torch.channels_last)
+        x = torch.empty(n, weight.shape[1] * groups, *sides, dtype=gradient.dtype, device=gradient.device,
+                        memory_format=torch.channels_last if last else torch.contiguous_format)
+        return _backward(gradient, x, weight, groups, (True, False))[0]
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
