@@ -139,7 +139,8 @@ def _r3(case: Case) -> Preset:
               "beta1": 0.0, "beta2_start": 0.9, "beta2": 0.99, "precision": _fast(case), "ema_half_life_kimg": 500.0}
     if case.on_gpu:
         return ({"width": 128, "options": (("blocks", 2), ("group_width", 16))},
-                recipe | {"lr_g": 2e-4, "lr_d": 2e-4, "lr_floor": 0.25, "batch_size": 512, "joint_pass": False})
+                recipe | {"lr_g": 2e-4, "lr_d": 2e-4, "lr_floor": 0.25, "batch_size": 512, "joint_pass": False,
+                          "penalty_precision": _fast(case)})
     return {"width": 16}, recipe | {"lr_g": 1e-3, "lr_d": 1e-3, "penalty_every": 8, "ema_half_life_kimg": 20.0}
 
 

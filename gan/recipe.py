@@ -63,6 +63,7 @@ class Recipe:
     class_noise: float = 0.0                         # on G's class embeddings in training, for a class of one image; see class_noise_of
 
     precision: str = "float32"                       # float32 | bf16 (autocast; weights stay float32)
+    penalty_precision: str = "float32"               # the same of the penalties' passes; the finite difference needs float32
     channels_last: bool = True
 
     checkpoints: int = 10                            # evenly spread over the run, the last at its end
@@ -187,6 +188,7 @@ _CHOICES = {
     "lr_schedule": ("constant", "cosine", "linear"),
     "optimizer": ("adam", "rmsprop"),
     "precision": ("float32", "bf16"),
+    "penalty_precision": ("float32", "bf16"),
 }
 # name: (lowest, highest), both allowed
 _RANGES: dict[str, tuple[float, float]] = {
@@ -224,5 +226,7 @@ def _check(recipe: Recipe) -> None:
     loss_by_name(recipe.loss)
     if not isinstance(recipe.augment, Augmentation):
         raise BadRecipe(f"augment {recipe.augment!r}: must be an Augmentation")
+    if recipe.penalty_step > 0 and recipe.penalty_precision != "float32":
+        raise BadRecipe("penalty_step takes the difference of two almost equal numbers: it needs penalty_precision float32")
     if recipe.total_kimg is not None and recipe.total_seconds is not None:
         raise BadRecipe("give total_kimg or total_seconds, not both")

@@ -159,8 +159,8 @@ class Update:
     def _penalise(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None, now: Moment) -> dict[str, Tensor]:
         """Adds the gradient of γ₁/2·E‖∇D(x)‖² + γ₂/2·E‖∇D(G(z))‖² or of WGAN-GP's penalty to that of D's weights.
 
-        ∇ at the images before augmentation, through it, in float32; every `penalty_every`-th step, that many times as heavy. Without
-        `joint_pass` real and fake have a graph each, the first freed before the second is built: half the memory.
+        ∇ at the images before augmentation, through it, in `penalty_precision`; every `penalty_every`-th step, that many times as
+        heavy. Without `joint_pass` real and fake have a graph each, the first freed before the second is built: half the memory.
         """
         recipe = self.recipe
         if now.index % recipe.penalty_every:
@@ -202,7 +202,11 @@ class Update:
         return penalties.directional_gradient_norm(score, images, direction, self.recipe.penalty_step)
 
     def _score(self, y: Tensor, drawn: Draw | None) -> Callable[[Tensor], Tensor]:
-        return lambda images: self.players.d(apply(images, drawn), y).float()
+        def score(images: Tensor) -> Tensor:
+            with self._cast(self.recipe.penalty_precision):
+                return self.players.d(apply(images, drawn), y).float()
+
+        return score
 
     def _autoencode(self, now: Moment, control: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Encoder and decoder together; see `gan.networks.vae` and `gan.networks.autoencoder`."""
@@ -229,8 +233,8 @@ class Update:
         x = as_float(images)
         return x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x, y
 
-    def _cast(self) -> contextlib.AbstractContextManager[object]:
-        if self.recipe.precision == "float32":
+    def _cast(self, precision: str | None = None) -> contextlib.AbstractContextManager[object]:
+        if (precision or self.recipe.precision) == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

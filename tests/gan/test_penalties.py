@@ -5,6 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from gan import penalties
+from gan.networks import NetSpec, build
+from gan.recipe import Recipe
+from gan.sampler import Sampler
+from gan.step import Moment, Players, Update
+from gan.workers import Workers
 
 
 def quadratic(x: Tensor) -> Tensor:
@@ -74,3 +79,27 @@ def test_clipping_bounds_every_weight() -> None:
     d = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
     penalties.clip_weights_(d, 0.01)
     assert max(p.abs().max().item() for p in d.parameters()) <= 0.01 + 1e-9
+
+
+def r3_penalty(precision: str) -> Tensor:
+    """The gradient of R1 and R2 by the weights of a small R3's D, flat, with the penalty's passes in this precision."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=generator), torch.arange(16) % 4
+    shape = {"family": "r3", "resolution": 16, "channels": 3, "classes": 4, "width": 8}
+    g, d = build(NetSpec.from_dict(shape | {"options": {"group_width": 8}}), 3)
+    for stage in d.stages:                           # type: ignore[union-attr]
+        nn.init.normal_(stage[0].wide.weight, 0.0, 0.1, generator=generator)
+    recipe = Recipe(total_kimg=1.0, batch_size=16, loss="relativistic", r1_gamma=1.0, r2_gamma=1.0, penalty_precision=precision)
+    optimizers = [torch.optim.SGD(net.parameters()) for net in (g, d)]
+    update = Update(Players(g, d, *optimizers), recipe, Sampler(images, labels, 4, 1.0, 0, 16), Workers(1))
+    update.sampler.begin(0)
+    x, y = update._real()
+    update._penalise(x, torch.randn(x.shape, generator=generator), y, None, Moment(0))
+    return torch.cat([p.grad.flatten() for p in d.parameters() if p.grad is not None])
+
+
+def test_penalties_in_bf16_point_where_those_in_float32_do() -> None:
+    exact, rough = r3_penalty("float32"), r3_penalty("bf16")
+    assert torch.equal(exact, r3_penalty("float32"))
+    assert 1e-4 < float((rough - exact).norm() / exact.norm()) < 0.05      # eight bits of mantissa: it was bf16, and close
+    assert torch.isfinite(rough).all()

@@ -14,6 +14,7 @@ from gan.recipe import Recipe
     {"precision": "fp16"}, {"joint_pass": 1}, {"augment_p": 1.5}, {"d_steps": 0}, {"learning_rate": 1e-3},
     {"augment": {"rotate": True}}, {"augment": "all"}, {"lr_d": True}, {"total_kimg": 0},
     {"total_kimg": 3, "total_seconds": 5}, {"optimizer": "sgd"},
+    {"penalty_precision": "half"}, {"penalty_precision": "bf16", "penalty_step": 0.1},
 ])
 def test_wrong_values_are_named(change: dict) -> None:
     with pytest.raises(BadRecipe, match=next(iter(change)).split("_")[0]):
