@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gan.errors import GanError, UnknownFamily, UnsupportedSpec
 from gan.networks import FAMILIES, Ladder, NetSpec, build, check
@@ -149,6 +149,24 @@ def test_r3_blocks_start_as_identity_and_filters_keep_constants() -> None:
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
     wanted = torch.nn.functional.conv2d(padded, kernel, stride=2, groups=8)
     torch.testing.assert_close(halve(x), wanted)
+
+
+def test_r3_s_activation_leaves_its_argument_alone_and_knows_both_derivatives() -> None:
+    from gan.networks.r3 import SLOPE, BiasedLeakyRelu
+
+    act = BiasedLeakyRelu(3).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, bias: Tensor) -> Tensor:
+        return torch.func.functional_call(act, {"bias": bias}, (x,))  # type: ignore[no-any-return]
+
+    before = x.detach().clone()
+    shifted = x + bias[:, None, None]
+    assert torch.equal(call(x, bias), torch.where(shifted > 0, shifted, SLOPE * shifted))
+    assert torch.equal(x, before)
+    assert torch.autograd.gradcheck(call, (x, bias))
+    assert torch.autograd.gradgradcheck(lambda x, b: call(x, b).square(), (x, bias))
 
 
 def test_spectral_weight_has_singular_value_one_and_gradients_know_it() -> None:
