@@ -1,12 +1,13 @@
 """Training speed on a GPU, with torch and numpy alone: images a second, share of the measured matrix peak, memory.
 
-    python benchmarks/gpu.py [--seconds 20] [--only r3-paper dcgan-rgb32] [--ways kernels graph compile] [--batch 64 512] [--cpu]
+    python benchmarks/gpu.py [--seconds 20] [--only r3-paper dcgan-rgb32] [--ways kernels graph compile] [--batch 64 512]
+                             [--profile] [--cpu]
 
 Each row trains on random images through the update that every run uses: kernel by kernel, as a recorded CUDA graph (what a run
 does where it can), or with both networks compiled by `torch.compile`. Operations are counted by torch's own counter over
 one step (a multiplication and an addition are two), second derivatives included; the peak is a square matrix product in the
-row's precision, measured in the same process right before. Without CUDA the script says so and stops; `--cpu` runs small
-versions of the rows there, as a check that it works.
+row's precision, measured in the same process right before. `--profile` lists the kernels that a step spends its time in. Without
+CUDA the script says so and stops; `--cpu` runs small versions of the rows there, as a check that it works.
 """
 
 import argparse
@@ -193,6 +194,22 @@ def show(case: Case, trainer: Trainer, way: str, step_s: float, flops: float, be
           f"TFLOP/s = {flops / step_s / best:6.1%} of the peak ({best / 1e12:.2f})  {memory:6.2f} GiB{note}", flush=True)
 
 
+def profile(case: Case, device: torch.device, rows: int = 12) -> None:
+    """Prints the kernels (on a CPU the operations) that take most of a step's time, launched one by one."""
+    cuda = device.type == "cuda"
+    trainer = Trainer(case, device)
+    for _ in range(2):
+        trainer()
+    synchronize(device)
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, "CUDA" if cuda else "CPU")]) as found:
+        trainer()
+        synchronize(device)
+    spent = {e.key: (e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in found.key_averages()}
+    total = sum(us for us, _ in spent.values())
+    for key, (us, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:rows]:
+        print(f"{case.name:<14} {us / total:6.1%} {us / 1000:9.2f} ms {count:6d} x  {key[:110]}", flush=True)
+
+
 def check_host_syncs(case: Case, device: torch.device) -> None:
     """Says whether a step makes the host wait for the device (CUDA only)."""
     trainer = Trainer(case, device)
@@ -221,6 +238,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:2])
     parser.add_argument("--batch", nargs="+", type=int, help="instead of the row's own")
+    parser.add_argument("--profile", action="store_true", help="the kernels that take most of the time")
     parser.add_argument("--cpu", action="store_true", help="tiny versions on the CPU: a check of the script, no figure")
     args = parser.parse_args()
     if not args.cpu and not torch.cuda.is_available():
@@ -236,6 +254,8 @@ def main() -> int:
         for batch_size in [None] if args.cpu else args.batch or [None]:
             chosen = shrunk(case) if args.cpu else replace(case, batch_size=batch_size or case.batch_size)
             measure(chosen, device, min(args.seconds, 1.0) if args.cpu else args.seconds, args.ways)
+            if args.profile:
+                profile(chosen, device)
         if device.type == "cuda":
             check_host_syncs(case, device)
     return 0
