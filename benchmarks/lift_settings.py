@@ -13,7 +13,6 @@ verdicts of all settings in the folder, with p adjusted by Holm's method.
 """
 
 import argparse
-import functools
 import json
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ import gan.loop
 from gan import checkpoint
 from gan.classical import ClassicalAugment
 from gan.classifier import Classifier, load_classifier, save_classifier, train_classifier
+from gan.recipe import parse_settings
 from pipeline import keys
 from pipeline.config import Config, LiftConfig, parse_config
 from pipeline.errors import MissingObject
@@ -62,12 +62,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SPARE = 500
 
 
-def setting(name: str, seed: int, data: str | None, budget: dict[str, float]) -> Config:
-    """The config of one replicate."""
+def setting(name: str, seed: int, data: str | None, budget: dict[str, float], options: dict[str, Any] | None = None) -> Config:
+    """The config of one replicate; `options` are changes of the generator's recipe or network by name."""
     raw = json.loads(json.dumps(SETTINGS[name]))
     if data is not None and raw["source"]["format"] != "digits":
         raw["source"]["url"] = data
-    raw["train"] = {**raw.get("train", {}), "budget": budget}
+    raw["train"] = {**raw.get("train", {}), "budget": budget, "options": options or {}}
     return parse_config({"name": name, "seed": seed, **raw})
 
 
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every classifier; by data size")
     parser.add_argument("--arms", choices=["quick", "all"], default="all")
     parser.add_argument("--device", default="cpu", help="cuda: generators and classifiers on a GPU; needs no Ray")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes of the generators, which name the folder")
     parser.add_argument("--workers", type=int, help="trials at a time; one a CPU")
     parser.add_argument("--folder", type=Path, default=Path("lift-settings"))
     args = parser.parse_args()
@@ -199,9 +200,9 @@ def main() -> None:
     budget = {"minutes": args.minutes} if args.minutes else {"kimg": args.kimg or 100.0}
     print(machine())
     began = time.perf_counter()
-    store = Store(str(args.folder / f"{args.setting}-{'-'.join(f'{k}{v:g}' for k, v in budget.items())}"))
-    make = functools.partial(setting, args.setting, data=args.data, budget=budget)
-    replicates = [replicate(make(seed), seed, store.child(f"s{seed}"), args.steps, args.device) for seed in range(args.seeds)]
+    store = Store(str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget.items()), *args.set])))
+    configs = [setting(args.setting, seed, args.data, budget, parse_settings(args.set)) for seed in range(args.seeds)]
+    replicates = [replicate(config, config.seed, store.child(f"s{config.seed}"), args.steps, args.device) for config in configs]
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
     config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms=args.arms)
     book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget} {args.steps}")

@@ -46,7 +46,7 @@ def train_with_two_workers(images: Tensor, labels: Tensor, spec: NetSpec, recipe
         for process in processes:
             process.join()
         if (folder / "reason").exists():
-            raise TrainingDiverged((folder / "reason").read_text(), 0.0, None)
+            raise TrainingDiverged(*json.loads((folder / "reason").read_text()))
         data = (folder / "generator").read_bytes()
     if keep is not None:
         keep.write_bytes(data)
@@ -77,4 +77,4 @@ def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, se
         gan.loop.train(images, labels, spec, recipe, seed=seed, rank=rank, world=world, hooks=hooks)
     except TrainingDiverged as e:
         if rank == 0:
-            (folder / "reason").write_text(str(e))
+            (folder / "reason").write_text(json.dumps([e.reason, e.kimg]))
