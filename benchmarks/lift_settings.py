@@ -18,13 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from machine import machine
 
 import gan.loop
 from gan import checkpoint
 from gan.classical import ClassicalAugment
-from gan.classifier import Classifier, load_classifier, save_classifier, train_classifier
+from gan.classifier import Classifier, embed, load_classifier, save_classifier, train_classifier
+from gan.metrics.memorisation import memorisation
 from gan.recipe import parse_settings
 from pipeline import keys
 from pipeline.config import Config, LiftConfig, parse_config
@@ -39,7 +41,7 @@ from pipeline.mint import load_gan
 from pipeline.prepare import load_split, prepare
 from pipeline.progress import NullProgress
 from pipeline.records import LiftFigure
-from pipeline.seeds import derive
+from pipeline.seeds import derive, row_seeds
 from pipeline.store import Store
 from pipeline.training import choose_preset
 
@@ -137,6 +139,15 @@ def filter_network(bench: Bench, run: Store, seed: int) -> Classifier:
     return net.cpu()
 
 
+def near_copies(replicate: Replicate, run: Store, samples: int = 1000) -> float:
+    """Share of generated images, even over the classes, that are nearer to a training image than unseen ones are."""
+    net, bench = load_classifier(run.get(keys.FILTER))[0], replicate.bench
+    labels = np.arange(samples) % len(bench.classes)
+    made = replicate.draw(labels, row_seeds(replicate.seed, -1, 0, samples))
+    train, test, generated = (embed(net, images)[0] for images in (bench.train.images, bench.test.images[:2000], made))
+    return memorisation(train, test, generated).too_near
+
+
 class Lines(NullProgress):
     """A line every minute."""
 
@@ -203,10 +214,12 @@ def main() -> None:
     store = Store(str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget.items()), *args.set])))
     configs = [setting(args.setting, seed, args.data, budget, parse_settings(args.set)) for seed in range(args.seeds)]
     replicates = [replicate(config, config.seed, store.child(f"s{config.seed}"), args.steps, args.device) for config in configs]
+    copies = [near_copies(r, store.child(f"s{r.number}")) for r in replicates]
+    print(f"near copies among the generated images: {', '.join(f'{share:.1%}' for share in copies)}")
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
     config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms=args.arms)
     book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget} {args.steps}")
-    figure = compare(config, replicates, Lines(), book, args.workers, even=True)
+    figure = compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies))
     show(figure, time.perf_counter() - began)
     store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
 
