@@ -1,8 +1,8 @@
 """A convolution whose derivatives of every order are convolutions of its own kind.
 
-PyTorch's own second derivative runs through groups one by one, some hundred small kernels for each layer, and computes the weight's
-part as a convolution with batch and channels exchanged, whose kernel is as large as the image: most of the time of R1
-and R2 in R3's networks. Convolution C(x, w), its transpose Cᵀ(g, w) and the weight's gradient W(x, g) are bilinear, and
+PyTorch's own second derivative runs through groups one by one, some hundred small kernels for each layer: most of the time of R1 and R2
+in R3's networks. Without groups it computes the weight's part as a convolution with batch and channels exchanged, whose
+kernel is as large as the image. Convolution C(x, w), its transpose Cᵀ(g, w) and the weight's gradient W(x, g) are bilinear, and
 ⟨g, C(x, w)⟩ = ⟨Cᵀ(g, w), x⟩ = ⟨W(x, g), w⟩, so each one's derivatives are the other two.
 """
 
