@@ -171,6 +171,8 @@ def show(figure: LiftFigure, seconds: float) -> None:
             interval = f" ({line['low']:+.2f} … {line['high']:+.2f}), {line['p']:.3f}" if len(figure.seeds) > 1 else ""
             difference = f"{line['difference']:+.2f}{interval}"
         print(f"{line['arm']:8} {line['ratio']:5g} {line['filter']:10} {mix:13} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
+    if figure.cross_validated:
+        print("cross-validated:", ", ".join(f"{name} {value:.2f}" for name, value in figure.cross_validated.items()))
     print(f"\n{figure.sentence}")
     if figure.seeds:
         errors = [100 - sum(values) / len(values) for values in (figure.baseline, figure.synthetic)]

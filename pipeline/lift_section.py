@@ -131,7 +131,16 @@ def _story(lift: LiftFigure) -> str:
             f"{counted(without, 'way')} without synthetic images and {with_synthesis} with them (ratios {ratios}). The best of each "
             "kind on the validation split, "
             f"{' and '.join(filter(None, lift.arms)) or 'one each'}, are compared on test images that nothing else has seen. By the "
-            f"validation split {chosen} best." + _advice(lift))
+            f"validation split {chosen} best." + _by_folds(lift) + _advice(lift))
+
+
+def _by_folds(lift: LiftFigure) -> str:
+    """How the ways without synthesis came out in cross-validation."""
+    if not lift.cross_validated:
+        return ""
+    ranked = sorted(lift.cross_validated.items(), key=lambda way: -way[1])
+    return (" The validation split is small, so the ways without synthetic images were chosen by cross-validation over it and the training "
+            f"images: {', '.join(f'{name} {decimal(value)} %' for name, value in ranked)}.")
 
 
 def _advice(lift: LiftFigure) -> str:

@@ -126,6 +126,7 @@ class LiftFigure(Record):
     mix: dict[str, Any] = field(default_factory=dict)   # what val recommends, see `pipeline.lift.verdict.recommended`
     preferred_filter: dict[str, float] = field(default_factory=dict)   # best on val of those tried, whatever is published
     rival: dict[str, Any] = field(default_factory=dict)     # the arm without synthesis that is best on test, if val passed it over
+    cross_validated: dict[str, float] = field(default_factory=dict)   # ways without synthesis, on folds of train and val, in percent
 
 
 class Scored(typing.Protocol):

@@ -4,6 +4,7 @@
     pool        the rows that an arm adds (`pipeline.filtering` says which are good enough)
     trial       one arm, one seed, one classifier
     laboratory  all trials side by side, resumable row by row; the choice on val
+    folds       cross-validation of the ways without synthesis, where val is a handful of images
     statistics  intervals, p-values, scores
     remote      the trials as Ray tasks, on a cluster of more than this machine
     verdict     the figure and its sentence
@@ -22,7 +23,8 @@ from pipeline.config import LiftConfig
 from pipeline.filtering import NO_FILTER, Filter, Screen
 from pipeline.lift import arms
 from pipeline.lift.arms import Arm
-from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, best, grouped, mean, on_threads
+from pipeline.lift.folds import folded
+from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, alike, best, grouped, mean, on_threads
 from pipeline.lift.pool import Draw, Keep, Rows
 from pipeline.lift.remote import cluster_is_larger, on_ray
 from pipeline.lift.trial import Bench, Mix, Schedule
@@ -96,8 +98,8 @@ def compare(
     laboratory = Laboratory(replicates, book, progress, runner)
     quick = config.arms == "quick"
     course = Course(config, laboratory, tuple(_filters(laboratory, published or NO_FILTER, quick)), quick, published, even)
-    baseline, synthetic = course.run()
-    figure = _figure(baseline, synthetic, laboratory, config.ratios, began, memorised)
+    chosen = course.run()
+    figure = replace(_figure(chosen, laboratory, config.ratios, began, memorised), cross_validated=chosen.cross_validated)
     return replace(figure, preferred_filter=course.preferred_filter()) if figure.seeds else figure
 
 
@@ -110,6 +112,16 @@ def _filters(laboratory: Laboratory, published: Filter, quick: bool) -> Iterator
     yield FILTER
     if published not in (NO_FILTER, FILTER):
         yield published
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of the best way without synthesis and of the best one with it, None where none could be made."""
+
+    baseline: Sequence[Row]
+    synthetic: Sequence[Row] | None
+    to_beat: float                                   # balanced accuracy on val of the best way without synthesis there, 0 … 1
+    cross_validated: dict[str, float]                # arm → percent, where the baseline was chosen by that
 
 
 @dataclass(frozen=True)
@@ -133,18 +145,22 @@ class Course:
         """Of ways with synthesis, and so of ways without it."""
         return len(self.mixes) * (1 if self.quick else 2) + (0 if self.quick else 3 + self.even)
 
-    def run(self) -> tuple[Sequence[Row], Sequence[Row] | None]:
-        """(rows of the best arm without synthesis, of the best one with it), by val."""
-        ladder = arms.ladder(self.config.ratios, self.quick)[: self.tries]
-        expected = len(self.laboratory.replicates) * (len(ladder) + self.tries + (0 if self.quick else 4))
-        plain = grouped(self.laboratory.conduct([(arm, Mix(ratio)) for arm, ratio in ladder], expected))
-        baseline = best(plain)
-        assert baseline is not None                  # arms without a filter can always be made
-        base = self._base(plain, [arm for arm, _ in ladder])
+    def run(self) -> Chosen:
+        """What is best on val of either kind; of the ways without synthesis by cross-validation, where val is small."""
+        ladder = [(arm, Mix(ratio)) for arm, ratio in arms.ladder(self.config.ratios, self.quick)[: self.tries]]
+        folds = [] if self.quick else folded(list(self.laboratory.replicates.values()))      # a quick trial has two or three ways
+        controls = 0 if self.quick else 4
+        expected = len(self.laboratory.replicates) * (len(ladder) + self.tries + controls) + len(folds) * len(ladder)
+        plain = grouped(self.laboratory.conduct(ladder, expected))
+        trusted = grouped(self.laboratory.conduct_on_folds(folds, ladder, expected)) if folds else plain
+        baseline = _like(best(trusted), plain)
+        base = self._base(trusted, [arm for arm, _ in ladder])
+        to_beat = max(mean(rows, "val", "balanced_accuracy") for rows in plain)
+        chosen = Chosen(baseline, None, to_beat, _percentages(trusted) if folds else {})
         with_base = arms.with_synthesis(base)
         self.laboratory.conduct([(with_base, replace(mix, even=self.even)) for mix in self.mixes], expected)
         if self.quick:
-            return baseline, self._best_synthetic()
+            return replace(chosen, synthetic=self._best_synthetic())
         uneven = [(arms.SYNTHETIC if mix.filter == NO_FILTER else arms.FILTERED, mix) for mix in self.mixes]
         self.laboratory.conduct(uneven, expected)
         self._refine(with_base, expected)
@@ -155,7 +171,7 @@ class Course:
             headroom = replace(mix, even=False)
             asked = [(arm, headroom if arm.added is arms.Added.REAL else mix) for arm in arms.controls(base)]
             self.laboratory.conduct([*asked, (arms.SYNTHETIC_ALONE, mix)], expected)
-        return baseline, synthetic
+        return replace(chosen, synthetic=synthetic)
 
     def _base(self, plain: Sequence[Sequence[Row]], tried: Sequence[Arm]) -> Arm:
         """The best on val of balanced sampling and logit adjustment, at whatever strength."""
@@ -189,10 +205,22 @@ class Course:
         return dict(found[0]["thresholds"]) if found else {}
 
 
-def _figure(
-    baseline: Sequence[Row], synthetic: Sequence[Row] | None, laboratory: Laboratory, ratios: Sequence[float], began: float,
-    memorised: float | None,
-) -> LiftFigure:
+def _like(chosen: Sequence[Row] | None, groups: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    """The group of the same arm and mix as `chosen`."""
+    assert chosen is not None                        # arms without a filter can always be made
+    return next(group for group in groups if alike(group[0]) == alike(chosen[0]))
+
+
+def _percentages(groups: Sequence[Sequence[Row]]) -> dict[str, float]:
+    """Arm → its mean balanced accuracy on what it was validated on; SMOTE's ratios apart."""
+    def name(row: Row) -> str:
+        return f"{row['arm']}, ratio {row['ratio']:g}" if row["ratio"] else str(row["arm"])
+
+    return {name(rows[0]): round(100 * mean(rows, "val", "balanced_accuracy"), 4) for rows in groups}
+
+
+def _figure(chosen: Chosen, laboratory: Laboratory, ratios: Sequence[float], began: float, memorised: float | None) -> LiftFigure:
+    baseline, synthetic = chosen.baseline, chosen.synthetic
     rows, benches = laboratory.rows, [r.bench for r in laboratory.replicates.values()]
     seconds = time.perf_counter() - began
     reason = why_not_learnt(baseline, benches)
@@ -201,7 +229,7 @@ def _figure(
     if synthetic is None:
         cannot = next((row["cannot"] for row in reversed(rows) if "cannot" in row), "none was asked for")
         return unjudged(f"no arm with synthetic images could be made: {cannot}", ratios, seconds, rows)
-    helps = mean(synthetic, "val", "balanced_accuracy") > mean(baseline, "val", "balanced_accuracy")
+    helps = mean(synthetic, "val", "balanced_accuracy") > chosen.to_beat
     return judged(baseline, synthetic, rows, benches[0], ratios, helps, seconds, memorised)
 
 

@@ -83,12 +83,13 @@ class Trial:
     arm: Arm
     mix: Mix
     replicate: int
+    kind: str = "s"                                  # of replicate: s, a seed; x, a fold
 
     @property
     def name(self) -> str:
         """Unique within a laboratory; safe in a key."""
-        mix, even = self.mix, "-even" * self.mix.even
-        return f"{self.arm.name}-r{mix.ratio:g}{even}-w{mix.weight:g}-t{mix.real_only_tail:g}-f{mix.filter.name}-s{self.replicate}"
+        mix, even, of = self.mix, "-even" * self.mix.even, f"{self.kind}{self.replicate}"
+        return f"{self.arm.name}-r{mix.ratio:g}{even}-w{mix.weight:g}-t{mix.real_only_tail:g}-f{mix.filter.name}-{of}"
 
 
 Row = dict[str, Any]
@@ -132,10 +133,12 @@ def on_threads(workers: int) -> Runner:
 class Laboratory:
     """Runs trials. Rows come back in the order asked, from the book where they are finished."""
 
-    def __init__(self, replicates: Sequence[Replicate], book: RowBook | None, progress: Progress, runner: Runner) -> None:
+    def __init__(self, replicates: Sequence[Replicate], book: RowBook | None, progress: Progress, runner: Runner,
+                 kind: str = "s", elsewhere: int = 0) -> None:
         self.replicates = {r.number: r for r in replicates}
         self.rows: list[Row] = []
-        self._book, self._progress, self._runner = book, progress, runner
+        self._book, self._progress, self._runner, self._kind = book, progress, runner, kind
+        self._elsewhere = elsewhere                  # trials of the same evaluation that are no row of this one
 
     @property
     def can_filter(self) -> bool:
@@ -148,10 +151,10 @@ class Laboratory:
         Args:
             expected: trials of the whole evaluation, for the progress shown; 0 when that is not known.
         """
-        trials = [Trial(arm, mix, number) for arm, mix in arms for number in self.replicates]
+        trials = [Trial(arm, mix, number, self._kind) for arm, mix in arms for number in self.replicates]
         found = {trial: self._book.read(trial) if self._book else None for trial in trials}
         missing = [trial for trial, row in found.items() if row is None]
-        done = len(self.rows) + len(trials) - len(missing)
+        done = self._elsewhere + len(self.rows) + len(trials) - len(missing)
         for number, row in self._runner(missing, self.replicates) if missing else ():
             trial = missing[number]
             found[trial] = row
@@ -162,6 +165,14 @@ class Laboratory:
         rows = [row for row in (found[trial] for trial in trials) if row is not None]
         self.rows += rows
         return rows
+
+    def conduct_on_folds(self, folds: Sequence[Replicate], arms: Iterable[tuple[Arm, Mix]], expected: int = 0) -> list[Row]:
+        """The same on other replicates, which are folds of the data; none of `rows`."""
+        beside = Laboratory(folds, self._book, self._progress, self._runner, "x", self._elsewhere + len(self.rows))
+        rows = beside.conduct(arms, expected)
+        self._elsewhere += len(rows)
+        return rows
+
 
 def run_one(replicate: Replicate, trial: Trial, stop: Stop | None = None) -> Row:
     """One trial on its replicate."""

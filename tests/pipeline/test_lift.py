@@ -20,7 +20,7 @@ from pipeline.errors import Interrupted
 from pipeline.filtering import Filter
 from pipeline.lift import Bench, Rows, Schedule, measure_lift, remote, why_not
 from pipeline.lift.arms import AUGMENTED, BALANCED, controls, with_synthesis
-from pipeline.lift.laboratory import Laboratory, Replicate, Trial, best, grouped, on_threads
+from pipeline.lift.laboratory import Laboratory, Replicate, Trial, best, grouped, mean, on_threads
 from pipeline.lift.pool import (
     CannotFill,
     SyntheticPool,
@@ -88,6 +88,11 @@ def test_classifiers_of_a_trial_see_four_times_as_much_as_the_judges(images: int
     judges, arms = Schedule.for_data(images, channels), Schedule.for_lift(images, channels)
     assert (judges.steps, arms.steps) == (networks // batch, trials // batch) and judges.batch_size == arms.batch_size == batch
     assert Schedule.for_lift(images, channels, 7).steps == 7
+
+
+def chosen(baseline: Sequence[Any], synthetic: Sequence[Any] | None) -> lift.Chosen:
+    """As a trial chooses them on val alone."""
+    return lift.Chosen(baseline, synthetic, mean(baseline, "val", "balanced_accuracy"), {})
 
 
 # ---- the figure -------------------------------------------------------------------------------------------------
@@ -167,7 +172,7 @@ def figure_of(
     """The figure that a trial with these two arms comes to."""
     laboratory = Laboratory([Replicate(0, 0, bench([4, 4]), oracle)], None, NullProgress(), on_threads(1))
     laboratory.rows = [*baseline, *synthetic, *more]
-    return lift._figure(baseline, best(grouped(synthetic)), laboratory, (0.5, 1.0), 0.0, memorised)
+    return lift._figure(chosen(baseline, best(grouped(synthetic))), laboratory, (0.5, 1.0), 0.0, memorised)
 
 
 def test_val_chooses_and_test_is_not_asked() -> None:
@@ -227,15 +232,15 @@ def test_the_recommended_mix_says_how_the_chosen_arm_was_trained() -> None:
                   thresholds={"min_confidence": 0.5}) for s in range(3)]
     laboratory = Laboratory([Replicate(0, 0, bench([9, 3]), oracle)], None, NullProgress(), on_threads(1))
     laboratory.rows = plain + better
-    mix = lift._figure(plain, better, laboratory, (1.0,), 0.0, 0.0).mix
+    mix = lift._figure(chosen(plain, better), laboratory, (1.0,), 0.0, 0.0).mix
     assert mix.pop("class_weights") == {"a": pytest.approx((9 + 1.5) / 18), "b": pytest.approx((3 + 4.5) / 18)}
     assert mix == {"ratio": 1.0, "synthetic_share": None, "synthetic_weight": 0.5, "real_only_share": 0.25, "logit_adjustment": 1.0,
                    "filter": {"min_confidence": 0.5}, "arm": "G3"}
-    even = lift._figure(plain, [dict(r, even=True) for r in better], laboratory, (1.0,), 0.0, 0.0)
+    even = lift._figure(chosen(plain, [dict(r, even=True) for r in better]), laboratory, (1.0,), 0.0, 0.0)
     assert even.mix["class_weights"] == {"a": 0.75, "b": 0.25}                  # of the real rows
     assert even.mix["synthetic_share"] == pytest.approx(1 / 3) and even.mix["synthetic_weight"] == 1
     assert "synthetic images per real one, evenly over the classes, gave" in even.sentence
-    none = lift._figure(plain, [dict(r, val=plain[0]["val"]) for r in better], laboratory, (1.0,), 0.0, 0.0).mix
+    none = lift._figure(chosen(plain, [dict(r, val=plain[0]["val"]) for r in better]), laboratory, (1.0,), 0.0, 0.0).mix
     assert (none["ratio"], none["arm"], none["filter"]) == (0.0, "A3", {})
     assert none["class_weights"] == {"a": 0.75, "b": 0.25}
 
