@@ -10,6 +10,7 @@ from gan.errors import BadRecipe, GanError, UnknownFamily, UnsupportedSpec
 from gan.loop import Hooks, train
 from gan.networks import FAMILIES
 from gan.presets import AUTO, PRESETS, Budget, choose
+from gan.recorded import why_not
 
 
 def test_every_family_has_a_preset() -> None:
@@ -52,6 +53,19 @@ def test_a_gpu_takes_large_batches_where_the_budget_bears_them() -> None:
     sizes = [choose("dcgan", 32, 1, [5000] * 10, budget, device)[1].batch_size for budget, device in (
         (Budget(seconds=60), "cuda"), (Budget(kimg=5000), "cuda:1"), (Budget(kimg=60), "cuda"), (Budget(seconds=60), "cpu"))]
     assert sizes == [256, 256, 64, 64]
+
+
+def test_r3_is_as_large_as_its_budget_and_says_what_to_expect() -> None:
+    (short, minutes, word), (long, hours, none), (_, cpu, warned) = (
+        choose("r3", 32, 3, [5000] * 10, budget, device) for budget, device in (
+            (Budget(seconds=600), "cuda"), (Budget(seconds=8 * 3600), "cuda"), (Budget(seconds=600), "cpu")))
+    assert (short.width, minutes.batch_size, minutes.lr_g) == (48, 256, 5e-4)
+    assert (long.width, hours.batch_size, hours.lr_g) == (128, 512, 2e-4)
+    assert minutes.r1_gamma == minutes.r2_gamma == hours.r1_gamma / 10
+    assert why_not(minutes, torch.device("cuda"), 1) is None        # one recorded graph a step
+    assert why_not(hours, torch.device("cuda"), 1) is not None      # for β2 moves
+    assert none == "r3: as asked" and "hours" in word and "needs a GPU" in warned
+    assert cpu.penalty_every > 1
 
 
 def test_overrides_by_name() -> None:
