@@ -12,6 +12,9 @@ Options:
     blocks: residual blocks in a stage (default 1).
     widest: a stage is at most this many times as wide as the one at full resolution, 1 to 16 (default 4).
     embedding: length of a class's vector (default 64).
+    label_scale: root mean square of a class's vector in G's modulation, beside a latent's 1, however it is learnt; 0 (default): as it is
+        learnt, as in the paper. Where few steps must do, rates are high, the vectors grow past the latent, and G forgets it: all samples
+        of a class alike.
 """
 
 import math
@@ -92,7 +95,7 @@ class Generator(nn.Module):
         widths = _widths(spec, self.ladder)
         gain = math.sqrt(2 / (1 + SLOPE**2)) * (blocks * len(widths)) ** -0.25
         embedding = int(spec.option("embedding", 64))
-        self.label = Embedding(spec.classes, embedding, 1.0)
+        self.label, self.label_scale = Embedding(spec.classes, embedding, 1.0), float(spec.option("label_scale", 0.0))
         self.modulation = nn.Linear(spec.z_dim + embedding, widths[0], bias=False)
         nn.init.normal_(self.modulation.weight, 0.0, (spec.z_dim + embedding) ** -0.5)
         self.basis = nn.Parameter(torch.randn(widths[0], self.ladder.base, self.ladder.base))
@@ -103,7 +106,10 @@ class Generator(nn.Module):
         self.to_image = _conv(widths[-1], spec.channels, 1, 1.0)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        strength = self.modulation(torch.cat([z, self.label(y).to(z)], 1))
+        label = self.label(y).to(z)
+        if self.label_scale:
+            label = self.label_scale * F.rms_norm(label, label.shape[1:], eps=1e-8)
+        strength = self.modulation(torch.cat([z, label], 1))
         h = (self.basis * strength[:, :, None, None]).contiguous(memory_format=torch.channels_last)
         h = self.stages[0](h)
         for match, stage in zip(self.matches, self.stages[1:]):
@@ -146,11 +152,14 @@ class Discriminator(nn.Module):
 def check(spec: NetSpec) -> None:
     """Raises `UnsupportedSpec` where the family can't serve the spec."""
     known = (("group_width", 0, 0, 4096), ("blocks", 1, 1, 16), ("embedding", 64, 1, 1024), ("widest", WIDEST, 1, 16))
-    spec.check_options(*(name for name, *_ in known))
+    spec.check_options(*(name for name, *_ in known), "label_scale")
     for name, default, low, high in known:
         value = spec.option(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise UnsupportedSpec(f"option {name} {value!r}: must be a whole number from {low} to {high}")
+    scale = spec.option("label_scale", 0.0)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= 10:
+        raise UnsupportedSpec(f"option label_scale {scale!r}: must be a number from 0 (as it is learnt) to 10")
     inner, group_width = EXPANSION * (spec.width or DEFAULT_WIDTH), spec.option("group_width", 0)
     if group_width and inner % group_width:
         raise UnsupportedSpec(f"option group_width {group_width}: must be 0 (dense) or divide {inner}, twice the width")

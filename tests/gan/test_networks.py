@@ -214,6 +214,23 @@ def test_group_spread_sees_repetition() -> None:
     assert torch.equal(out[0], out[3])
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.25])
+def test_r3_s_labels_can_be_kept_from_outgrowing_the_latent(scale: float) -> None:
+    g, _ = build(NetSpec("r3", 8, 1, 3, z_dim=64, width=8, options=(("label_scale", scale),) if scale else ()), 0)
+    z, y = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    seen: list[torch.Tensor] = []
+    g.modulation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 64:]))
+    with torch.no_grad():
+        before = g(z, y)
+        g.label.weight.mul_(10)                      # as training lets them grow
+        after = g(z, y)
+    if not scale:
+        assert (before - after).abs().mean() > 0.1 and seen[1].square().mean() > 50
+        return
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(seen[1].square().mean(1).sqrt(), torch.full((64,), scale))
+
+
 def test_r3_can_be_built_as_the_papers_cifar10_networks() -> None:
     """Width 768 throughout, two blocks a stage, groups of 16: 20.8 million weights in each (R3GAN 2024)."""
     spec = NetSpec("r3", 32, 3, 10, z_dim=64, width=768, options=(("widest", 1), ("blocks", 2), ("group_width", 16)))
@@ -222,3 +239,5 @@ def test_r3_can_be_built_as_the_papers_cifar10_networks() -> None:
             assert sum(p.numel() for p in network.parameters()) == pytest.approx(20.8e6, rel=0.005)
     with pytest.raises(UnsupportedSpec, match="widest"):
         check(NetSpec("r3", 32, 3, 10, options=(("widest", 0),)))
+    with pytest.raises(UnsupportedSpec, match=r"label_scale 11: must be a number from 0"):
+        check(NetSpec("r3", 32, 3, 10, options=(("label_scale", 11),)))

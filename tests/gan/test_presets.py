@@ -64,8 +64,8 @@ def test_r3_is_as_large_as_its_budget_and_says_what_to_expect() -> None:
     assert minutes.r1_gamma == minutes.r2_gamma == hours.r1_gamma / 10
     assert why_not(minutes, torch.device("cuda"), 1) is None        # one recorded graph a step
     assert why_not(hours, torch.device("cuda"), 1) is not None      # for β2 moves
-    assert none == "r3: as asked" and "hours" in word and "needs a GPU" in warned
-    assert cpu.penalty_every > 1
+    assert none == "r3: as asked" and "hours" in word and "made for a GPU" in warned
+    assert cpu.batch_size == 32 and cpu.penalty_every == 1 and cpu.penalty_share == 0.25
 
 
 def test_overrides_by_name() -> None:
