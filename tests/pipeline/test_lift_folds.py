@@ -15,6 +15,7 @@ from pipeline.config import LiftConfig
 from pipeline.lift import Bench, Rows, Schedule, measure_lift
 from pipeline.lift.folds import FEW_VAL, FOLDS, assign, folded
 from pipeline.lift.laboratory import Replicate
+from pipeline.lift_section import _story
 from pipeline.progress import NullProgress
 from pipeline.store import Store
 
@@ -105,4 +106,5 @@ def test_folds_choose_the_way_without_synthesis_that_a_small_val_gets_wrong(
     assert figure.arms[0] == "A3" and figure.cross_validated["A3"] == 80.0 and figure.cross_validated["A2"] == 60.0
     assert {"A4, ratio 1"} <= set(figure.cross_validated) and len(kept) == FOLDS * len(figure.cross_validated)
     assert "logit adjustment" in figure.sentence and {row["seed"] for row in figure.rows} == {0, 1}
+    assert "by cross-validation over it and the training images: A3 80.00 %, " in _story(figure)
     assert figure.chosen_ratio == 0.0                # 0.85 with synthesis on val is less than the 0.9 that some way without makes there
