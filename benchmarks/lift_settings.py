@@ -163,14 +163,14 @@ class Lines(NullProgress):
 
 def show(figure: LiftFigure, seconds: float) -> None:
     """The table and the verdict."""
-    print(f"\n{'arm':8} {'ratio':>5} {'filter':10} {'mix':13} {'val':>7} {'test':>7}   difference (95 %), p")
+    print(f"\n{'arm':8} {'ratio':>5} {'filter':10} {'mix':16} {'val':>7} {'test':>7}   difference (95 %), p")
     for line in sorted(summary(figure), key=lambda line: (line["arm"], line["filter"], line["ratio"])):
-        mix = f"{line['weight']:g}, {line['real_only_tail']:g}{', even' * line['even']}"
+        mix = f"{line['distinct']:g}, {line['weight']:g}, {line['real_only_tail']:g}{', even' * line['even']}"
         difference = "baseline"
         if "difference" in line:                     # one seed has no interval
             interval = f" ({line['low']:+.2f} … {line['high']:+.2f}), {line['p']:.3f}" if len(figure.seeds) > 1 else ""
             difference = f"{line['difference']:+.2f}{interval}"
-        print(f"{line['arm']:8} {line['ratio']:5g} {line['filter']:10} {mix:13} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
+        print(f"{line['arm']:8} {line['ratio']:5g} {line['filter']:10} {mix:16} {line['val']:7.2f} {line['test']:7.2f}   {difference}")
     if figure.cross_validated:
         print("cross-validated:", ", ".join(f"{name} {value:.2f}" for name, value in figure.cross_validated.items()))
     print(f"\n{figure.sentence}")
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="or in minutes")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 2.0])
     parser.add_argument("--steps", type=int, help="of every classifier; by data size")
+    parser.add_argument("--distinct", type=int, default=LiftConfig().distinct, help="synthetic rows to draw from for each that counts")
     parser.add_argument("--arms", choices=["quick", "all"], default="all")
     parser.add_argument("--device", default="cpu", help="cuda: generators and classifiers on a GPU; needs no Ray")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes of the generators, which name the folder")
@@ -219,7 +220,7 @@ def main() -> None:
     copies = [near_copies(r, store.child(f"s{r.number}")) for r in replicates]
     print(f"near copies among the generated images: {', '.join(f'{share:.1%}' for share in copies)}")
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
-    config = LiftConfig(seeds=args.seeds, ratios=args.ratios, steps=args.steps, arms=args.arms)
+    config = LiftConfig(seeds=args.seeds, ratios=args.ratios, distinct=args.distinct, steps=args.steps, arms=args.arms)
     book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget} {args.steps}")
     figure = compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies))
     show(figure, time.perf_counter() - began)

@@ -200,6 +200,8 @@ def _mix(mix: Mapping[str, Any]) -> list[str]:
         said.append(f"each class has as many synthetic images, which get {100 * mix['synthetic_share']:.3g} % of its draws")
     if mix.get("synthetic_weight", 1) != 1:
         said.append(f"a synthetic image is drawn {mix['synthetic_weight']:g} times as often as a real one of its class")
+    if mix.get("distinct", 1) > 1:
+        said.append(f"they were drawn from up to {mix['distinct']:g} times as many different ones")
     if mix.get("real_only_share"):
         said.append(f"the last {100 * mix['real_only_share']:g} % of the steps see real images alone")
     if mix.get("logit_adjustment"):

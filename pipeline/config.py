@@ -202,13 +202,19 @@ class TrainConfig(Section):
         return self
 
 
+DISTINCT = 20                # synthetic rows to draw from for each that counts
+MOST_DISTINCT = 20_000       # in all, though fewer count: many more than are drawn would be for nothing
+
+
 class LiftConfig(Section):
     """The lift trial: paired seeds, mixing ratios (synthetic rows per real row)."""
 
     seeds: int = Field(3, ge=1, le=100)
     """Pairs of classifiers trained with and without synthetic images."""
     ratios: list[float] = Field(default_factory=lambda: [0.5, 1.0], min_length=1)
-    """Synthetic rows per real row that are tried; 0 is always among them."""
+    """Synthetic rows per real row that are tried, as they count in the draws; 0 is always among them."""
+    distinct: int = Field(DISTINCT, ge=1)
+    """Different synthetic rows to draw from for each that a ratio counts; no more than will be published, 20,000 in all."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps of each classifier. By default forty epochs, eighty of colour images, within 51,200 to 204,800 images."""
     arms: Literal["quick", "all"] = "quick"

@@ -1,9 +1,9 @@
 """Feeding a training job: the run's real training images and a published version's synthetic ones, mixed as advised.
 
-The mix is the lift trial's: as many synthetic rows per real one as validation chose (none, if it chose none), evenly over
+The mix is the lift trial's: as many synthetic draws per real one as validation chose (none, if it chose none), evenly over
 the classes or the scarcest filled first; then classes are drawn by the weights that the manifest gives (evenly where it gives
-none), and within a class synthetic rows get the share of the draws, or the weight beside a real row, that it says. Val and test
-images are never read here.
+none), and within a class synthetic rows get the share of the draws, or the weight beside a real row, that it says. They are drawn
+from many more different ones, where the version holds them. Val and test images are never read here.
 
     feed = Feed.open("s3://bucket/sets/defects")
     for images, labels in feed.loader(batch_size=64, epoch=0): ...
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gan.classifier import group_draws
 from pipeline import keys, manifest
+from pipeline.config import LiftConfig
 from pipeline.errors import ConfigError, CorruptShard, MissingObject
 from pipeline.lift.pool import Rows
 from pipeline.lift.trial import Mix, by_share, by_weight, class_weights, mixed_draws, real_draws
@@ -47,7 +48,8 @@ class Feed:
     """Real and synthetic rows; numbered real ones first.
 
     Attributes:
-        ratio: synthetic rows asked for per real one; there are fewer where the version holds fewer.
+        synthetic: the rows to draw from; there may be more of them than `ratio` counts.
+        ratio: synthetic draws per real one; fewer where there are fewer rows than that.
         seed: of the order.
         weights: class number → share of the draws; None: every class evenly.
         synthetic_weight: how often a synthetic row is drawn, relative to a real one of its class.
@@ -75,7 +77,7 @@ class Feed:
 
         Args:
             url: `<publish.url>/<name>`, or a version's folder below it.
-            ratio: synthetic rows per real one, every class evenly; None: the mix that the version's manifest recommends.
+            ratio: synthetic draws per real one, every class evenly; None: the mix that the version's manifest recommends.
             seed: of the order.
 
         Raises:
@@ -100,8 +102,9 @@ class Feed:
         real = Rows(torch.from_numpy(split.images), torch.from_numpy(split.labels))
         classes = tuple(content["classes"])
         share = mix.get("synthetic_share")
-        wanted = Mix(float(advised), even=share is not None).counts(real.counts(len(classes)))
-        synthetic = read_rows(folder, content, wanted, tuple(real.images.shape[1:]))
+        distinct = float(mix.get("distinct", 1)) if ratio is None else LiftConfig().distinct
+        wanted = Mix(float(advised), even=share is not None, distinct=distinct)
+        synthetic = read_rows(folder, content, wanted.rows(real.counts(len(classes))), tuple(real.images.shape[1:]))
         given = mix.get("class_weights")
         weights = {c: float(given[name]) for c, name in enumerate(classes) if name in given} if given else None
         return cls(classes, real, synthetic, float(advised), seed, weights, float(mix.get("synthetic_weight", 1.0)),
@@ -118,37 +121,45 @@ class Feed:
         where that was plain cross-entropy; real rows alone count where `synthetic_share` is set (Menon et al. 2021, "Long-tail
         learning via logit adjustment", equation 10).
         """
-        even = self.synthetic_share is not None
-        labels = self.real.labels if even else torch.cat([self.real.labels, self.synthetic.labels])
-        share = torch.bincount(labels, minlength=len(self.classes)).float() / len(labels)
+        rows = self.real.counts(len(self.classes)) + (0 if self.synthetic_share is not None else self.counted)
+        share = torch.from_numpy(rows).float() / int(rows.sum())
         return self.logit_adjustment * share.clamp_min(1e-8).log()
+
+    @property
+    def counted(self) -> np.ndarray:
+        """What synthetic rows count for in an epoch, by class, int64 (classes,): `ratio` real rows' worth, if there are so many."""
+        classes = len(self.classes)
+        mix = Mix(self.ratio, even=self.synthetic_share is not None)
+        return np.minimum(mix.counts(self.real.counts(classes)), self.synthetic.counts(classes))
 
     def dataset(self, transform: Transform = to_float) -> "MixedImages":
         """All rows once, for a torch DataLoader with any sampler."""
         return MixedImages(self.real.joined(self.synthetic), len(self.real), transform)
 
     def order(self, epoch: int, *, real_only: bool = False) -> Tensor:
-        """Numbers of the rows of one epoch, int64: as many as there are rows, classes by their weights.
+        """Numbers of the rows of one epoch, int64: as many as there are real rows and count of the others, classes by their weights.
 
         Args:
             real_only: of real rows alone, as many as there are of them: good for the last epochs.
         """
         real = self.real.labels.numpy()
         synthetic = self.synthetic.labels.numpy()[: 0 if real_only else None]
-        total, rng = len(real) + len(synthetic), np.random.default_rng([self.seed, epoch])
+        counted = self.counted * (not real_only)
+        total, rng = len(real) + int(counted.sum()), np.random.default_rng([self.seed, epoch])
         if self._evenly:                             # exactly even, and every row of a class as often as the next
             labels = np.concatenate([real, synthetic])
             return group_draws([np.flatnonzero(labels == c) for c in np.unique(labels)], None, total, rng)
-        weights = self.weights or class_weights(True, 1.0, real, synthetic)
-        if not len(synthetic):
+        weights = self.weights or class_weights(True, 1.0, self.real.counts(len(self.classes)), counted)
+        if not total > len(real):
             return real_draws(real, weights, total, rng)
-        split = by_weight(self.synthetic_weight) if self.synthetic_share is None else by_share(self.synthetic_share)
+        split = by_weight(self.synthetic_weight, counted) if self.synthetic_share is None else by_share(self.synthetic_share)
         return mixed_draws(real, synthetic, weights, split, total, rng)
 
     @property
     def _evenly(self) -> bool:
         weights = list((self.weights or {}).values())
-        return self.synthetic_share is None and self.synthetic_weight == 1 and (not weights or max(weights) - min(weights) < 1e-5)
+        alike = self.synthetic_weight == 1 and int(self.counted.sum()) == len(self.synthetic)
+        return self.synthetic_share is None and alike and (not weights or max(weights) - min(weights) < 1e-5)
 
     def sampler(self, epochs: int | None = None, *, real_only_last: int | None = None) -> "EpochSampler":
         """A torch sampler over `dataset()`; call its `set_epoch` before each epoch.
@@ -237,7 +248,7 @@ class EpochSampler(Sampler[int]):
         return iter(self._feed.order(self._epoch, real_only=self._real_only).tolist())
 
     def __len__(self) -> int:
-        return len(self._feed.real) if self._real_only else len(self._feed)
+        return len(self._feed.real) + (0 if self._real_only else int(self._feed.counted.sum()))
 
 
 def read_rows(folder: Store, content: Mapping[str, Any], wanted: np.ndarray, shape: tuple[int, ...]) -> Rows:

@@ -126,9 +126,11 @@ def _story(lift: LiftFigure) -> str:
     without = len({_way(row) for row in lift.rows if str(row.get("arm")).startswith("A")})
     with_synthesis = len({_way(row) for row in lift.rows if str(row.get("arm")).startswith("G")})
     ratios = ", ".join(f"{ratio:g}" for ratio in lift.ratios)
+    distinct = max((number(row.get("distinct")) for row in lift.rows if str(row.get("arm")).startswith("G")), default=math.nan)
+    many = f", drawn from up to {distinct:g} times as many" if distinct > 1 else ""
     chosen = f"{lift.chosen_ratio:g} synthetic images per real one were" if lift.chosen_ratio else "no synthetic image at all was"
     return (f"For every seed the same classifier is trained with the same steps and settings in "
-            f"{counted(without, 'way')} without synthetic images and {with_synthesis} with them (ratios {ratios}). The best of each "
+            f"{counted(without, 'way')} without synthetic images and {with_synthesis} with them (ratios {ratios}{many}). The best of each "
             "kind on the validation split, "
             f"{' and '.join(filter(None, lift.arms)) or 'one each'}, are compared on test images that nothing else has seen. By the "
             f"validation split {chosen} best." + _by_folds(lift) + _advice(lift))
@@ -152,7 +154,7 @@ def _advice(lift: LiftFigure) -> str:
 
 
 def _way(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row.get(key, "")) for key in ("arm", "ratio", "even", "filter", "weight", "real_only_tail"))
+    return tuple(str(row.get(key, "")) for key in ("arm", "ratio", "even", "distinct", "filter", "weight", "real_only_tail"))
 
 
 def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
@@ -165,7 +167,7 @@ def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
 
 
 def _differences(lift: LiftFigure) -> dict[tuple[str, ...], list[float]]:
-    """(arm, ratio, even, filter, weight, last steps on real rows) → difference from the baseline on test by seed, in points."""
+    """(arm, ratio, even, distinct, filter, weight, last steps on real rows) → difference from the baseline on test by seed, in points."""
     tests: dict[tuple[str, ...], dict[Any, float]] = {}
     for row in lift.rows:
         test = number(row.get("test"))
@@ -176,7 +178,7 @@ def _differences(lift: LiftFigure) -> dict[tuple[str, ...], list[float]]:
     return {way: differences for way, differences in found.items() if differences}
 
 
-def _told(arm: str, ratio: str, even: str, kept: str, weight: str, tail: str) -> str:
+def _told(arm: str, ratio: str, even: str, distinct: str, kept: str, weight: str, tail: str) -> str:
     """An arm with its mix, short: "G3, 0.5 per real, even, p0.8"."""
     parts = [arm, f"{float(ratio):g} per real" if ratio and float(ratio) > 0 else "", "even" if even == "True" else "",
              kept if kept not in ("", "none") else "",
@@ -188,12 +190,11 @@ def _told(arm: str, ratio: str, even: str, kept: str, weight: str, tail: str) ->
 def _by_ratio(lift: LiftFigure) -> list[tuple[str, list[tuple[float, list[float]]]]]:
     """Each arm with synthetic images, at each filter: (name, [(ratio, differences), …]); the chosen one first."""
     found: dict[str, list[tuple[float, list[float]]]] = {}
-    for (arm, ratio, even, kept, weight, tail), differences in _differences(lift).items():
-        plain = (not weight or float(weight) == 1) and (not tail or float(tail) == 0)
-        if arm.startswith("G") and plain and ratio:
-            found.setdefault(_told(arm, "", even, kept, "", ""), []).append((float(ratio), differences))
+    for (arm, ratio, even, distinct, kept, weight, tail), differences in _differences(lift).items():
+        if arm.startswith("G") and (not weight or float(weight) == 1) and ratio:
+            found.setdefault(_told(arm, "", even, distinct, kept, "", tail), []).append((float(ratio), differences))
     chosen = lift.arms[-1] if lift.arms else ""
-    return sorted(found.items(), key=lambda item: (not item[0].startswith(chosen), item[0]))[:6]
+    return sorted(found.items(), key=lambda item: (not item[0].startswith(chosen), -len(item[1]), item[0]))[:6]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -19,21 +19,22 @@ from gan.classical import ClassicalAugment
 from gan.sampling import generate
 from pipeline import keys
 from pipeline.config import Config
-from pipeline.errors import CorruptShard, MissingObject
+from pipeline.errors import ConfigError, CorruptShard, MissingObject
 from pipeline.evaluation.data import Splits, load
 from pipeline.evaluation.networks import Networks, device_of, fid_network, put_filter, train_networks
 from pipeline.evaluation.scores import measure
 from pipeline.filtering import WITHOUT_DISCRIMINATOR, Filter
 from pipeline.leakage import check_trained_on
 from pipeline.lift import Bench, Draw, Rows, Schedule, measure_lift
+from pipeline.lift.trial import Mix
 from pipeline.lift.verdict import summary
-from pipeline.plan import makes_every_class
+from pipeline.plan import makes_every_class, rows_to_make
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
 from pipeline.side_by_side import all_side_by_side
 from pipeline.store import Store
 
-FORMAT = 5                                           # one more whenever the figures' definitions change
+FORMAT = 6                                           # one more whenever the figures' definitions change
 
 
 def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Store, progress: Progress) -> Scorecard:
@@ -74,12 +75,30 @@ def _inputs(config: Config, snapshot: Snapshot, checkpoint: Checkpoint) -> str:
     """Fingerprint of all that decides the scorecard."""
     content = [FORMAT, checkpoint.sha256, snapshot.fingerprint, config.seed, config.digest("evaluate"),
                config.train.augment.model_dump(), Filter(**config.sample.filter).asked, _makes_every_class(config, snapshot),
-               config.sample.truncation]
+               config.sample.truncation, _planned(config, snapshot)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _makes_every_class(config: Config, snapshot: Snapshot) -> bool:
     return makes_every_class(snapshot.rows_per_class["train"], snapshot.classes, config.sample.target)
+
+
+def _planned(config: Config, snapshot: Snapshot) -> tuple[int, ...] | None:
+    """Rows of each class that will be published, as far as the lift trial asks for them: a target above that costs no new trial.
+
+    None where there is no trial, or nothing can be planned, which the plan itself will say.
+    """
+    asked, counts = config.evaluate.lift, snapshot.rows_per_class["train"]
+    if asked is None:
+        return None
+    try:
+        rows = rows_to_make(counts, snapshot.classes, config.sample.target)
+    except ConfigError:
+        return None
+    real = np.array([counts.get(name, 0) for name in snapshot.classes])
+    mixes = (Mix(max(asked.ratios), even=even, distinct=asked.distinct) for even in (False, True))
+    most = np.maximum(*(mix.rows(real) for mix in mixes)).tolist()
+    return tuple(min(rows[name], most[c]) for c, name in enumerate(snapshot.classes))
 
 
 def _finished(run: Store, inputs: str) -> Scorecard | None:
@@ -118,7 +137,8 @@ def _lift(
     progress.note("measuring lift")
     augment = ClassicalAugment.allowed(flip=config.train.augment.flip, color=config.train.augment.color)
     schedule = Schedule.for_lift(len(splits.train), snapshot.channels, asked.steps)
-    bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule, device_of(config))
+    bench = Bench(splits.train, splits.val, splits.test, splits.val, snapshot.classes, augment, schedule, device_of(config),
+                  _planned(config, snapshot))
     figure = measure_lift(
         asked, bench, draw, config.seed, progress, model=networks.filter, discriminator=discriminator,
         published=Filter(**config.sample.filter), even=_makes_every_class(config, snapshot), memorised=memorised, run=run, inputs=inputs,

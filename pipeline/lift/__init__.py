@@ -40,7 +40,8 @@ __all__ = ["Bench", "Draw", "Keep", "Replicate", "Rows", "Schedule", "compare", 
 SIGMAS_OVER_CHANCE = 3.0
 LEAST_TEST, LEAST_VAL = 20, 10                       # images: with fewer, one of them is five points or more
 FILTER = Filter(min_confidence=0.5, max_centroid_distance=0.95)
-LIGHT, TAIL = 0.5, 0.25                              # weight of synthetic rows, and share of last steps on real ones, that are tried
+LIGHT = 0.5                                          # weight of synthetic rows that is tried beside 1
+TAIL = 0.25                                          # share of the steps, the last ones, on real rows alone; tried without it as well
 
 
 def measure_lift(
@@ -137,8 +138,9 @@ class Course:
 
     @property
     def mixes(self) -> list[Mix]:
-        """Every filter at every ratio."""
-        return [Mix(ratio, filter=wanted) for wanted in self.filters for ratio in self.config.ratios]
+        """Every filter at every ratio; the last steps on real rows alone."""
+        return [Mix(ratio, filter=wanted, distinct=self.config.distinct, real_only_tail=TAIL)
+                for wanted in self.filters for ratio in self.config.ratios]
 
     @property
     def tries(self) -> int:
@@ -147,7 +149,8 @@ class Course:
 
     def run(self) -> Chosen:
         """What is best on val of either kind; of the ways without synthesis by cross-validation, where val is small."""
-        ladder = [(arm, Mix(ratio)) for arm, ratio in arms.ladder(self.config.ratios, self.quick)[: self.tries]]
+        ways = arms.ladder(self.config.ratios, self.quick)[: self.tries]
+        ladder = [(arm, Mix(ratio, distinct=self.config.distinct if ratio else 1)) for arm, ratio in ways]
         folds = [] if self.quick else folded(list(self.laboratory.replicates.values()))      # a quick trial has two or three ways
         controls = 0 if self.quick else 4
         expected = len(self.laboratory.replicates) * (len(ladder) + self.tries + controls) + len(folds) * len(ladder)
@@ -166,7 +169,7 @@ class Course:
         self._refine(with_base, expected)
         synthetic = self._best_synthetic()
         if synthetic is not None:
-            mix = Mix(synthetic[0]["ratio"], even=synthetic[0]["even"])
+            mix = Mix(synthetic[0]["ratio"], even=synthetic[0]["even"], distinct=self.config.distinct)
             # Real images bear no mark that would say "rare class": where that class gets them first they are worth most.
             headroom = replace(mix, even=False)
             asked = [(arm, headroom if arm.added is arms.Added.REAL else mix) for arm in arms.controls(base)]
@@ -180,13 +183,13 @@ class Course:
         return fair[found[0]["arm"]] if found else arms.BALANCED
 
     def _refine(self, with_base: Arm, expected: int) -> None:
-        """The best mix so far with lighter synthetic rows, with last steps on real ones alone, with both, and filled otherwise."""
+        """The best mix so far with lighter synthetic rows, with them to the end, with both changes, and filled otherwise."""
         found = best(group for group in self._synthetic() if group[0]["arm"] == with_base.name)
         if found is None:
             return
         wanted = next(f for f in self.filters if f.name == found[0]["filter"])
-        mix = Mix(found[0]["ratio"], even=self.even, filter=wanted)
-        finer = [replace(mix, weight=LIGHT), replace(mix, real_only_tail=TAIL), replace(mix, weight=LIGHT, real_only_tail=TAIL)]
+        mix = Mix(found[0]["ratio"], even=self.even, filter=wanted, distinct=self.config.distinct, real_only_tail=TAIL)
+        finer = [replace(mix, weight=LIGHT), replace(mix, real_only_tail=0.0), replace(mix, weight=LIGHT, real_only_tail=0.0)]
         if self.even:
             finer.append(replace(mix, even=False))
         self.laboratory.conduct([(with_base, finer_mix) for finer_mix in finer], expected)

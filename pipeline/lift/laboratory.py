@@ -56,13 +56,13 @@ class Replicate:
             return None
         train = self.bench.train
         counts = train.counts(len(self.bench.classes))
-        wanted = mix.counts(counts)
-        if arm.added is Added.DUPLICATES:
-            return duplicates(train, wanted, self.seed)
+        if arm.added is Added.DUPLICATES:            # a row drawn more often is all that more of them would be
+            return duplicates(train, mix.counts(counts), self.seed)
+        if arm.added is Added.REAL:
+            return spare_rows(self.bench.spare, mix.counts(counts), self.seed)
+        wanted = mix.rows(counts, self.bench.planned)
         if arm.added is Added.SMOTE:
             return smote(train, wanted, self.seed)
-        if arm.added is Added.REAL:
-            return spare_rows(self.bench.spare, wanted, self.seed)
         with self.lock:                              # a pool grows as it is asked
             rows = self._pool(mix.filter).take(wanted)
         return shuffled(rows, self.seed) if arm.added is Added.SHUFFLED else rows
@@ -89,12 +89,12 @@ class Trial:
     def name(self) -> str:
         """Unique within a laboratory; safe in a key."""
         mix, even, of = self.mix, "-even" * self.mix.even, f"{self.kind}{self.replicate}"
-        return f"{self.arm.name}-r{mix.ratio:g}{even}-w{mix.weight:g}-t{mix.real_only_tail:g}-f{mix.filter.name}-{of}"
+        return f"{self.arm.name}-r{mix.ratio:g}{even}-d{mix.distinct:g}-w{mix.weight:g}-t{mix.real_only_tail:g}-f{mix.filter.name}-{of}"
 
 
 Row = dict[str, Any]
-"""A finished trial: arm, title, ratio, even, weight, real_only_tail, filter, seed (the replicate's number), and `run_trial`'s result;
-`cannot` instead of that where the filter let too little through."""
+"""A finished trial: arm, title, ratio, even, distinct, weight, real_only_tail, filter, seed (the replicate's number), and
+`run_trial`'s result; `cannot` instead of that where the filter let too little through."""
 
 
 class RowBook:
@@ -179,8 +179,9 @@ def run_one(replicate: Replicate, trial: Trial, stop: Stop | None = None) -> Row
     mix = trial.mix
     head: Row = {
         "arm": trial.arm.name, "title": trial.arm.title, "balanced": trial.arm.balanced,
-        "logit_adjustment": trial.arm.logit_adjustment, "ratio": mix.ratio, "even": mix.even, "weight": mix.weight,
-        "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "thresholds": mix.filter.asked, "seed": trial.replicate,
+        "logit_adjustment": trial.arm.logit_adjustment, "ratio": mix.ratio, "even": mix.even, "distinct": mix.distinct,
+        "weight": mix.weight, "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "thresholds": mix.filter.asked,
+        "seed": trial.replicate,
     }
     try:
         added = replicate.added(trial.arm, mix)
@@ -224,7 +225,8 @@ def best(groups: Iterable[Sequence[Row]]) -> Sequence[Row] | None:
 
 def alike(row: Row) -> tuple[Any, ...]:
     """What rows of one arm at one mix have in common."""
-    return (row["arm"], row["ratio"], row.get("even", False), row.get("weight", 1.0), row.get("real_only_tail", 0.0), row["filter"])
+    return (row["arm"], row["ratio"], row.get("even", False), row.get("distinct", 1.0), row.get("weight", 1.0),
+            row.get("real_only_tail", 0.0), row["filter"])
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:

@@ -1,7 +1,7 @@
 """One trial: one arm, one seed, one classifier. All arms share this trainer; they differ by what `Arm` says alone."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gan.classical import ClassicalAugment
 from gan.classifier import group_draws, predict, train_classifier
+from pipeline.config import MOST_DISTINCT
 from pipeline.filtering import NO_FILTER, Filter
 from pipeline.lift.arms import Arm
 from pipeline.lift.pool import Rows, evenly, fill
@@ -65,21 +66,38 @@ class Bench:
     augment: ClassicalAugment
     schedule: Schedule
     device: str = "cpu"                              # where classifiers are trained; the data itself stays in the host's memory
+    planned: tuple[int, ...] | None = None           # rows of each class that will be published; None: as many as are asked for
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How synthetic rows enter the batches."""
+    """How synthetic rows enter the batches.
 
-    ratio: float = 0.0                               # added rows per real row
+    How often they are drawn is one thing, how many there are is another: a classifier learns a few images by heart, with all that is
+    wrong with them. So `ratio` says what added rows count for, and there are up to `distinct` times as many to draw from.
+    """
+
+    ratio: float = 0.0                               # added rows per real row, as they count in the draws
     even: bool = False                               # as many of each class, and of each class's draws the same share
     weight: float = 1.0                              # chance of an added row, relative to a real one of its class
     real_only_tail: float = 0.0                      # share of the steps, the last ones, that see real rows only
     filter: Filter = NO_FILTER                       # what a synthetic row must pass
+    distinct: float = 1.0                            # different rows to draw from for each that counts
 
     def counts(self, real: np.ndarray) -> np.ndarray:
-        """Rows to add to real ones, both by class, int64 (classes,): evenly, or the scarcest classes first."""
+        """What added rows count beside real ones, both by class, int64 (classes,): evenly, or the scarcest classes first."""
         return (evenly if self.even else fill)(real, round(self.ratio * int(real.sum())))
+
+    def rows(self, real: np.ndarray, planned: Sequence[int] | None = None) -> np.ndarray:
+        """Different rows to draw from, int64 (classes,): never fewer than count.
+
+        Args:
+            planned: rows of each class that will be published.
+        """
+        counted = self.counts(real)
+        factor = min(self.distinct, MOST_DISTINCT / max(1, int(counted.sum())))
+        wanted = np.floor(factor * counted).astype(np.int64)
+        return np.maximum(counted, wanted if planned is None else np.minimum(wanted, planned))
 
     @property
     def share(self) -> float | None:
@@ -106,7 +124,7 @@ def run_trial(
     net = train_classifier(
         rows.images.to(bench.device), rows.labels.to(bench.device), classes, steps=schedule.steps, batch_size=schedule.batch_size,
         width=schedule.width, seed=seed, augment=bench.augment.scaled(arm.strength) if arm.augment else None,
-        logit_adjustment=arm.logit_adjustment, prior_labels=bench.train.labels if mix.even else None, draws=draws,
+        logit_adjustment=arm.logit_adjustment, prior_labels=_prior(mix, bench.train.labels, added), draws=draws,
         on_step=stop.check if stop else None,
     )
     counts = bench.train.counts(classes).tolist()
@@ -124,15 +142,30 @@ def _draws(arm: Arm, mix: Mix, real: Tensor, added: Tensor | None, schedule: Sch
     if added is None:
         return group_draws(*_groups(arm, real), total, rng)
     tail = round(schedule.steps * mix.real_only_tail) * schedule.batch_size
-    weights = class_weights(arm.balanced, 0.0 if mix.even else mix.weight, real.numpy(), added.numpy())
+    counted = counts_for(mix, real.numpy(), added.numpy())
+    weights = class_weights(arm.balanced, 0.0 if mix.even else mix.weight, np.bincount(real.numpy(), minlength=len(counted)), counted)
     if arm.real and mix.share is not None:
         mixed = mixed_draws(real.numpy(), added.numpy(), weights, by_share(mix.share), total - tail, rng)
-    elif arm.real and not arm.balanced and mix.weight == 1:
+    elif arm.real and not arm.balanced and mix.weight == 1 and len(added) == counted.sum():
         mixed = group_draws([np.arange(len(real) + len(added))], None, total - tail, rng)
     else:
-        split = by_weight(mix.weight if arm.real else None)
+        split = by_weight(mix.weight if arm.real else None, counted)
         mixed = mixed_draws(real.numpy(), added.numpy(), weights, split, total - tail, rng)
     return torch.cat([mixed, real_draws(real.numpy(), weights, tail, rng)]) if tail else mixed
+
+
+def counts_for(mix: Mix, real: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """What the added rows count for, int64 (classes,): what `mix` says, where there are so many. Labels are given."""
+    classes = int(max(real.max(initial=-1), added.max(initial=-1))) + 1
+    return np.minimum(mix.counts(np.bincount(real, minlength=classes)), np.bincount(added, minlength=classes))
+
+
+def _prior(mix: Mix, real: Tensor, added: Rows | None) -> Tensor:
+    """Labels whose shares are the prior of the logit adjustment: of real rows alone, or of the added ones as they count."""
+    if added is None or mix.even:
+        return real
+    counted = counts_for(mix, real.numpy(), added.labels.numpy())
+    return torch.cat([real, torch.arange(len(counted)).repeat_interleave(torch.from_numpy(counted))])
 
 
 def _groups(arm: Arm, real: Tensor) -> tuple[list[np.ndarray], None]:
@@ -142,19 +175,27 @@ def _groups(arm: Arm, real: Tensor) -> tuple[list[np.ndarray], None]:
 
 
 def class_weights(balanced: bool, weight: float, real: np.ndarray, added: np.ndarray) -> dict[int, float]:
-    """Each class's share of the draws: even, or by its rows, an added one counting `weight` times a real one."""
-    labels = np.unique(np.concatenate([real, added])).tolist()
-    size = {c: 1.0 if balanced else float((real == c).sum() + weight * (added == c).sum()) for c in labels}
+    """Each class's share of the draws: even, or by its rows, an added one counting `weight` times a real one.
+
+    Args:
+        real, added: rows by class, int64 (classes,).
+    """
+    labels = np.flatnonzero(real + added).tolist()
+    size = {c: 1.0 if balanced else float(real[c] + weight * added[c]) for c in labels}
     return {c: size[c] / sum(size.values()) for c in labels}
 
 
-Split = Callable[[int, int], tuple[float, float]]
-"""Real and added rows of a class → how its draws are shared out between both, in any unit."""
+Split = Callable[[int, int, int], tuple[float, float]]
+"""A class, its real rows and its added ones → how its draws are shared out between both, in any unit."""
 
 
-def by_weight(weight: float | None) -> Split:
-    """An added row `weight` times as often as a real one; None: added rows alone."""
-    return lambda real, added: (0.0, float(added)) if weight is None else (float(real), weight * added)
+def by_weight(weight: float | None, counted: np.ndarray) -> Split:
+    """An added row that counts `weight` times as often as a real one; None: added rows alone.
+
+    Args:
+        counted: what added rows count for, by class; there may be more to draw from.
+    """
+    return lambda c, real, added: (0.0, float(added)) if weight is None else (float(real), weight * float(counted[c]))
 
 
 def by_share(share: float) -> Split:
@@ -163,7 +204,7 @@ def by_share(share: float) -> Split:
     So nothing about an image's origin tells its class. Where the scarcest classes alone are filled, what generated images have in
     common marks them, and a classifier learns that mark.
     """
-    return lambda real, added: ((1 - share) * (real > 0), share * (added > 0))
+    return lambda c, real, added: ((1 - share) * (real > 0), share * (added > 0))
 
 
 def mixed_draws(
@@ -178,7 +219,7 @@ def mixed_draws(
     groups, shares = [], []
     for label in np.union1d(real, added).tolist():
         parts = np.flatnonzero(real == label), len(real) + np.flatnonzero(added == label)
-        sizes = split(len(parts[0]), len(parts[1]))
+        sizes = split(label, len(parts[0]), len(parts[1]))
         for part, size in zip(parts, sizes):
             if size and weights.get(label):
                 groups.append(part)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.lift.laboratory import Row, alike, grouped, mean
 from pipeline.lift.statistics import paired_interval, sign_flip_p
 from pipeline.lift.trial import Bench, Mix, class_weights
@@ -83,17 +81,19 @@ def strongest(every: Sequence[Row], baseline: Sequence[Row], synthetic: Sequence
 def recommended(row: Row, bench: Bench) -> dict[str, Any]:
     """What a training job must know to train as `row`'s arm did.
 
-    ratio: synthetic rows per real one. class_weights: class name → share of the draws. synthetic_share: of each class's
+    ratio: synthetic rows per real one, as they count in the draws; distinct: different ones to draw from for each that counts, where
+    there are so many. class_weights: class name → share of the draws. synthetic_share: of each class's
     draws, with as many synthetic rows of each class; None: the scarcest classes are filled first, and synthetic_weight says how
-    often a synthetic row is drawn, relative to a real one of its class. real_only_share: of the steps, the last ones, that see
+    often one that counts is drawn, relative to a real one of its class. real_only_share: of the steps, the last ones, that see
     real rows alone. logit_adjustment: tau of the loss. filter: what the synthetic rows had to pass. arm: its name.
     """
-    real, given = bench.train.labels.numpy(), row["ratio"] if row["arm"].startswith("G") else 0.0
+    given = row["ratio"] if row["arm"].startswith("G") else 0.0
+    real = bench.train.counts(len(bench.classes))
     mix = Mix(given, even=row["even"], weight=row["weight"])
-    added = mix.counts(bench.train.counts(len(bench.classes)))
-    weights = class_weights(row["balanced"], 0.0 if mix.even else mix.weight, real, np.repeat(np.arange(len(added)), added))
+    weights = class_weights(row["balanced"], 0.0 if mix.even else mix.weight, real, mix.counts(real))
     return {
-        "ratio": given, "class_weights": {bench.classes[c]: round(share, 6) for c, share in weights.items()},
+        "ratio": given, "distinct": row["distinct"] if given else 1.0,
+        "class_weights": {bench.classes[c]: round(share, 6) for c, share in weights.items()},
         "synthetic_share": mix.share, "synthetic_weight": 1.0 if mix.even else mix.weight, "real_only_share": row["real_only_tail"],
         "logit_adjustment": row["logit_adjustment"], "filter": dict(row["thresholds"]), "arm": row["title"],
     }
@@ -157,7 +157,7 @@ def sentence(
 
 def flat(row: Row) -> dict[str, Any]:
     """A row for tables: one value a column, accuracies in percent."""
-    head = {k: row[k] for k in ("arm", "ratio", "even", "filter", "weight", "real_only_tail", "seed")}
+    head = {k: row[k] for k in ("arm", "ratio", "even", "distinct", "filter", "weight", "real_only_tail", "seed")}
     if "cannot" in row:
         return {**head, "cannot": row["cannot"]}
     test = row["test"]
@@ -179,9 +179,10 @@ def summary(figure: LiftFigure) -> list[dict[str, Any]]:
         if "cannot" not in row:
             groups.setdefault(alike(row), []).append(row)
     lines = []
-    for (arm, ratio, even, weight, tail, kept), rows in groups.items():
+    for (arm, ratio, even, distinct, weight, tail, kept), rows in groups.items():
         test = [row["test"] for row in sorted(rows, key=lambda row: row["seed"])]
-        line = {"arm": arm, "ratio": ratio, "even": even, "filter": kept, "weight": weight, "real_only_tail": tail, "seeds": len(rows),
+        line = {"arm": arm, "ratio": ratio, "even": even, "distinct": distinct, "filter": kept, "weight": weight, "real_only_tail": tail,
+                "seeds": len(rows),
                 "test": round(sum(test) / len(rows), 3),
                 "val": round(sum(row["val"] for row in rows) / len(rows), 3)}
         differences = [t - b for t, b in zip(test, figure.baseline)]

@@ -239,6 +239,23 @@ def test_another_filter_is_another_evaluation(tmp_path: Path, digits: Any) -> No
     assert inputs() == inputs(min_confidence=0.0) != inputs(min_confidence=0.5)
 
 
+def test_a_trial_asks_for_no_more_images_than_will_be_published_and_a_larger_target_changes_nothing_beyond(
+    tmp_path: Path, digits: Any
+) -> None:
+    case = make_case(tmp_path, split_digits(digits, train=100)[0], tuple("0123456789"), lift={"ratios": [0.5, 1.0], "distinct": 3})
+
+    def of(**target: int) -> tuple[Any, str]:
+        config = case.config.model_copy(update={"sample": case.config.sample.model_copy(update={"target": target})})
+        return evaluation._planned(config, case.snapshot), evaluation._inputs(config, case.snapshot, case.checkpoint)
+
+    assert of(per_class=4)[0] == (4,) * 10
+    assert of(per_class=4)[1] != of(per_class=5)[1]
+    most, inputs = of(per_class=1000)                        # evenly ten a class count, so thirty; the scarcest first is more for some
+    assert all(30 <= n <= 60 for n in most) and of(per_class=2000) == (most, inputs)
+    without = case.config.model_copy(update={"evaluate": case.config.evaluate.model_copy(update={"lift": None})})
+    assert evaluation._planned(without, case.snapshot) is None
+
+
 def test_tiny_and_missing_classes_get_figures_or_notes_never_nan(tmp_path: Path, digits: Any, generator: Any) -> None:
     """Test rows: class 0 one, class 1 two, class 2 three, class 3 none; class 4 has no training row at all."""
     data, rest = split_digits(digits, train=300)

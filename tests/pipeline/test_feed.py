@@ -47,7 +47,8 @@ def test_the_mix_holds_the_real_rows_and_as_many_synthetic_ones_as_asked_scarces
     run = published(tmp_path, format_name)
     feed = Feed.open(run.dataset.url, ratio=0.5)
     assert torch.equal(feed.real.images, torch.from_numpy(REAL)) and feed.classes == CLASSES
-    assert made(feed) == {"cat": 13, "dog": 4}               # 3 → 16 and 11 → 15: 17 rows, 34 / 2
+    assert feed.counted.tolist() == [13, 0, 0, 4]            # 3 → 16 and 11 → 15: 17 rows, 34 / 2
+    assert made(feed) == {"cat": 17, "dog": 9}               # of these classes all that there is to draw from
     for label in (0, 3):                                     # pixel for pixel what was generated, no row twice
         drawn = paint(np.full(17, label), row_seeds(7, label, 0, 17))
         got = feed.synthetic.images[feed.synthetic.labels == label].numpy()
@@ -56,7 +57,8 @@ def test_the_mix_holds_the_real_rows_and_as_many_synthetic_ones_as_asked_scarces
 
 
 def test_a_version_that_holds_less_than_asked_gives_all_it_has(tmp_path: Path) -> None:
-    assert made(Feed.open(published(tmp_path).dataset.url, ratio=2)) == {"cat": 17, "dog": 9}
+    feed = Feed.open(published(tmp_path).dataset.url, ratio=2)
+    assert made(feed) == {"cat": 17, "dog": 9} and feed.counted.tolist() == [17, 0, 0, 9]
 
 
 def test_ratio_0_reads_no_shard(tmp_path: Path) -> None:
@@ -117,6 +119,19 @@ def test_an_epoch_draws_classes_evenly_and_repeats_by_seed_and_number_alone() ->
     assert int(feed.order(0, real_only=True).max()) < 40
 
 
+def test_more_rows_to_draw_from_than_count_make_no_epoch_longer_and_change_no_share() -> None:
+    few, many = example(), example(synthetic=160)                        # a fifth of 40 real rows counts: 8
+    assert many.counted.tolist() == few.counted.tolist() == [0, 8]
+    orders = [many.order(epoch) for epoch in range(100)]
+    assert {len(order) for order in orders} == {48} == {len(many.sampler())} and len(many) == 200
+    drawn = torch.cat(orders)
+    assert float((drawn >= 36).float().mean()) == pytest.approx(0.5, abs=0.02)       # classes evenly, and of class 1 …
+    assert float((drawn >= 40).float().mean()) == pytest.approx(8 / 12 / 2, abs=0.02)  # … 8 to 4, as with 8 rows
+    assert len(drawn.unique()) == 200
+    adjusted = [dataclasses.replace(feed, logit_adjustment=1.5).logit_offset.tolist() for feed in (few, many)]
+    assert adjusted[0] == adjusted[1]
+
+
 def test_the_loss_of_the_trial_is_plain_or_moved_by_the_classes_shares() -> None:
     assert example().logit_offset.tolist() == [0, 0]
     feed = dataclasses.replace(example(), logit_adjustment=1.5)          # 36 rows of class 0; 4 + 8 of class 1
@@ -124,7 +139,7 @@ def test_the_loss_of_the_trial_is_plain_or_moved_by_the_classes_shares() -> None
 
 
 def test_the_manifests_mix_decides_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mix = {"ratio": 0.5, "class_weights": {"cat": 0.5, "größe/2": 0.25, "dog": 0.25}, "synthetic_weight": 0.5,
+    mix = {"ratio": 0.5, "class_weights": {"cat": 0.5, "größe/2": 0.25, "dog": 0.25}, "synthetic_weight": 0.5, "distinct": 1,
            "real_only_share": 0.2, "logit_adjustment": 1.0, "filter": {}, "arm": "x"}
     lift = LiftFigure((0,), 0.5, (0.5,), (1.0,), (1.0,), 0.0, (0.0, 0.0), {}, {}, "", mix=mix)
     monkeypatch.setattr(small, "SCORECARD", dataclasses.replace(small.SCORECARD, lift=lift))

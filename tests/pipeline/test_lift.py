@@ -15,12 +15,12 @@ from torch import Tensor
 from gan.classical import ClassicalAugment
 from gan.classifier import predict, train_classifier
 from pipeline import lift
-from pipeline.config import LiftConfig
+from pipeline.config import MOST_DISTINCT, LiftConfig
 from pipeline.errors import Interrupted
 from pipeline.filtering import Filter
 from pipeline.lift import Bench, Rows, Schedule, measure_lift, remote, why_not
 from pipeline.lift.arms import AUGMENTED, BALANCED, controls, with_synthesis
-from pipeline.lift.laboratory import Laboratory, Replicate, Trial, best, grouped, mean, on_threads
+from pipeline.lift.laboratory import Laboratory, Replicate, Trial, best, grouped, mean, on_threads, run_one
 from pipeline.lift.pool import (
     CannotFill,
     SyntheticPool,
@@ -31,7 +31,7 @@ from pipeline.lift.pool import (
     smote,
     spare_rows,
 )
-from pipeline.lift.trial import Mix, _draws, _groups
+from pipeline.lift.trial import Mix, _draws, _groups, _prior
 from pipeline.lift.verdict import judged
 from pipeline.progress import NullProgress
 from pipeline.side_by_side import Stop, all_side_by_side, side_by_side
@@ -159,8 +159,8 @@ def test_a_classifier_that_cannot_learn_is_no_judge() -> None:
 
 def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float = 0.1, **more: Any) -> dict[str, Any]:
     part = {"rarest_third": 0.5, "macro_f1": 0.5, "ece": 0.1, "nll": nll, "accuracy": 0.5}
-    return {"arm": arm, "title": arm, "balanced": True, "logit_adjustment": 0.0, "ratio": ratio, "even": False, "weight": 1.0,
-            "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed, "added_rows": 1, "seconds": 1.0,
+    return {"arm": arm, "title": arm, "balanced": True, "logit_adjustment": 0.0, "ratio": ratio, "even": False, "distinct": 1.0,
+            "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed, "added_rows": 1, "seconds": 1.0,
             "val": {**part, "balanced_accuracy": val, "recall": {"0": val, "1": val}},
             "test": {**part, "balanced_accuracy": test, "recall": {"0": test, "1": test}}, **more}
 
@@ -228,20 +228,20 @@ def test_a_win_needs_interval_val_every_class_and_no_copies() -> None:
 
 def test_the_recommended_mix_says_how_the_chosen_arm_was_trained() -> None:
     plain = [row("A3", 0, s, 0.80, 0.80, balanced=False, logit_adjustment=1.0) for s in range(3)]
-    better = [row("G3", 1.0, s, 0.85, 0.82, balanced=False, logit_adjustment=1.0, weight=0.5, real_only_tail=0.25, filter="p0.5",
-                  thresholds={"min_confidence": 0.5}) for s in range(3)]
+    better = [row("G3", 1.0, s, 0.85, 0.82, balanced=False, logit_adjustment=1.0, distinct=20.0, weight=0.5, real_only_tail=0.25,
+                  filter="p0.5", thresholds={"min_confidence": 0.5}) for s in range(3)]
     laboratory = Laboratory([Replicate(0, 0, bench([9, 3]), oracle)], None, NullProgress(), on_threads(1))
     laboratory.rows = plain + better
     mix = lift._figure(chosen(plain, better), laboratory, (1.0,), 0.0, 0.0).mix
     assert mix.pop("class_weights") == {"a": pytest.approx((9 + 1.5) / 18), "b": pytest.approx((3 + 4.5) / 18)}
-    assert mix == {"ratio": 1.0, "synthetic_share": None, "synthetic_weight": 0.5, "real_only_share": 0.25, "logit_adjustment": 1.0,
-                   "filter": {"min_confidence": 0.5}, "arm": "G3"}
+    assert mix == {"ratio": 1.0, "distinct": 20.0, "synthetic_share": None, "synthetic_weight": 0.5, "real_only_share": 0.25,
+                   "logit_adjustment": 1.0, "filter": {"min_confidence": 0.5}, "arm": "G3"}
     even = lift._figure(chosen(plain, [dict(r, even=True) for r in better]), laboratory, (1.0,), 0.0, 0.0)
     assert even.mix["class_weights"] == {"a": 0.75, "b": 0.25}                  # of the real rows
     assert even.mix["synthetic_share"] == pytest.approx(1 / 3) and even.mix["synthetic_weight"] == 1
     assert "synthetic images per real one, evenly over the classes, gave" in even.sentence
     none = lift._figure(chosen(plain, [dict(r, val=plain[0]["val"]) for r in better]), laboratory, (1.0,), 0.0, 0.0).mix
-    assert (none["ratio"], none["arm"], none["filter"]) == (0.0, "A3", {})
+    assert (none["ratio"], none["distinct"], none["arm"], none["filter"]) == (0.0, 1.0, "A3", {})
     assert none["class_weights"] == {"a": 0.75, "b": 0.25}
 
 
@@ -316,14 +316,14 @@ def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
     figure = measure_lift(LiftConfig(seeds=1, ratios=[1.0], arms="all", steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
     ways = {(row["arm"], row["even"], row["weight"], row["real_only_tail"]) for row in figure.rows}
     assert {way[1:] for way in ways if way[0] == "G3"} == {
-        (True, 1.0, 0.0), (True, 0.5, 0.0), (True, 1.0, 0.25), (True, 0.5, 0.25), (False, 1.0, 0.0)}
+        (True, 1.0, 0.0), (True, 0.5, 0.0), (True, 1.0, 0.25), (True, 0.5, 0.25), (False, 1.0, 0.25)}
     assert {way[1] for way in ways if way[0] == "G1"} == {False}       # whose classes synthetic rows alone make level
     assert {arm: even for arm, even, _, _ in ways if arm in ("N1", "N2")} in ({"N1": True, "N2": True}, {"N1": False, "N2": False})
     assert {way[1] for way in ways if way[0] == "O1"} == {False}       # real images where they are worth most
     without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
     assert len(without) == len(with_synthesis)
     quick = measure_lift(LiftConfig(seeds=1, ratios=[1.0], steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
-    assert {row["even"] for row in quick.rows if row["arm"] == "G3"} == {True}
+    assert {(row["even"], row["real_only_tail"]) for row in quick.rows if row["arm"] == "G3"} == {(True, 0.25)}
 
 
 def test_rows_are_tried_as_they_will_be_published() -> None:
@@ -422,6 +422,63 @@ def test_what_marks_synthetic_images_is_no_hint_at_a_class_when_they_are_even() 
     assert said[False] > 0.75 and 0.35 < said[True] < 0.65     # the mark alone says "tail", or nothing
 
 
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(any), st.floats(0, 3), st.booleans(), st.integers(1, 30),
+       st.none() | st.integers(0, 400))
+def test_there_are_more_rows_to_draw_from_than_count_but_no_more_than_published(
+    real: list[int], ratio: float, even: bool, distinct: int, planned: int | None
+) -> None:
+    counts, mix = np.array(real), Mix(ratio, even=even, distinct=distinct)
+    counted, found = mix.counts(counts), mix.rows(counts, None if planned is None else [planned] * len(real))
+    assert counted.sum() == (round(ratio * sum(real)))
+    assert (found >= counted).all() and (found <= np.maximum(counted, distinct * counted)).all()
+    assert found.sum() <= max(counted.sum(), MOST_DISTINCT)
+    if planned is not None:
+        assert (found <= np.maximum(counted, planned)).all()
+    elif distinct * counted.sum() <= MOST_DISTINCT:
+        assert found.tolist() == (distinct * counted).tolist()
+
+
+def test_how_many_rows_there_are_to_draw_from_changes_no_share_of_the_draws_and_no_prior() -> None:
+    real, few = torch.tensor([0] * 8 + [1] * 2), torch.tensor([0] * 2 + [1] * 8)
+    many, which = few.repeat_interleave(20), np.repeat([0, 2, 1, 3], [8, 2, 40, 160])
+    for arm in (with_synthesis(BALANCED), with_synthesis(AUGMENTED)):
+        for mix in (Mix(1.0, weight=0.25), Mix(1.0), Mix(1.0, even=True), Mix(1.0, real_only_tail=0.5)):
+            drawn = _draws(arm, dataclasses.replace(mix, distinct=20), real, many, Schedule(200, 100), 0).numpy()
+            assert np.bincount(which[drawn], minlength=4) / len(drawn) == pytest.approx(shares(arm, mix), abs=0.015)
+            assert len(np.unique(drawn)) == 210               # each of them is drawn
+            prior = [torch.bincount(_prior(mix, real, Rows(torch.empty(0), rows))).tolist() for rows in (few, many)]
+            assert prior[0] == prior[1] == ([8, 2] if mix.even else [10, 10])
+
+
+def test_arms_draw_from_many_images_where_images_are_to_be_had() -> None:
+    replicate, mix = Replicate(0, 0, bench([6, 2]), oracle), Mix(0.5, distinct=10)
+    added = {arm.name: replicate.added(arm, mix) for arm in (lift.arms.SYNTHETIC, lift.arms.SMOTE, *controls(BALANCED))}
+    counts = {name: rows.counts(2).tolist() for name, rows in added.items() if rows is not None}
+    assert counts == {"G1": [0, 40], "A4": [0, 40], "N1": [0, 4], "N2": [0, 40], "O1": [0, 4]}
+    assert len({image.numpy().tobytes() for image in added["G1"].images}) == 40
+    planned = dataclasses.replace(replicate, bench=dataclasses.replace(replicate.bench, planned=(0, 7)))
+    fewer = planned.added(lift.arms.SYNTHETIC, mix)
+    assert fewer is not None and fewer.counts(2).tolist() == [0, 7]
+
+
+def test_many_images_with_faults_of_their_own_help_where_a_few_harm() -> None:
+    """A generator whose images are right but for a blot, each image its own, in so few real ones that anything is learnt by heart."""
+    def blotted(labels: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
+        x = oracle(labels, seeds)
+        for image, seed in zip(x, seeds):
+            row, column = np.random.default_rng(int(seed) % 2**31).integers(0, SIDE - 2, 2)
+            image[0, row: row + 3, column: column + 3] = 255
+        return x
+
+    data = dataclasses.replace(bench([6, 6, 6], held_out=200, steps=150), schedule=Schedule(150, 32, 8))
+    said = {}
+    for distinct in (1, 30):
+        mix = Mix(1.0, even=True, distinct=distinct)
+        rows_of = [run_one(Replicate(n, n, data, blotted), Trial(with_synthesis(BALANCED), mix, n)) for n in range(3)]
+        said[distinct] = mean(rows_of, "test", "balanced_accuracy")
+    assert said[30] > said[1] + 0.02
+
+
 def test_the_last_steps_can_be_real_only() -> None:
     real, added = torch.tensor([0, 1]), torch.tensor([0, 1] * 10)
     drawn = _draws(with_synthesis(BALANCED), Mix(10.0, real_only_tail=0.25), real, added, Schedule(8, 10), 0)
@@ -486,7 +543,7 @@ def planted(arm: str, test: list[float]) -> list[dict[str, Any]]:
                 "recall": {"0": reached, "1": reached}}
 
     return [{"arm": arm, "title": f"way {arm}", "balanced": True, "logit_adjustment": 0.0, "ratio": 0.5 if arm == "G3" else 0.0,
-             "even": False, "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed,
+             "even": False, "distinct": 1.0, "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed,
              "val": figures(0.9), "test": figures(reached), "added_rows": 0, "seconds": 1.0} for seed, reached in enumerate(test)]
 
 

@@ -227,10 +227,10 @@ def of_all_arms() -> LiftFigure:
     """A figure of the whole laboratory: two filters, two ratios, controls."""
     rng = np.random.default_rng(0)
     ways = [("A2", 0.0, "none", 1.0, 0.0), ("A3", 0.0, "none", 1.0, 0.0), ("N2", 0.5, "none", 1.0, 0.0), ("O1", 0.5, "none", 1.0, 0.0)]
-    ways += [("G3", ratio, kept, 1.0, 0.0) for kept in ("none", "p0.5d0.95") for ratio in (0.5, 1.0)]
-    ways += [("G3", 0.5, "p0.5d0.95", 0.5, 0.25)]
-    rows = tuple({"arm": arm, "ratio": ratio, "filter": kept, "even": arm == "G3", "weight": weight, "real_only_tail": tail,
-                  "seed": seed, "val": 90.0, "test": 91.0 + (arm == "G3") * ratio * 2 + float(rng.normal(0, 0.3))}
+    ways += [("G3", ratio, kept, 1.0, 0.25) for kept in ("none", "p0.5d0.95") for ratio in (0.5, 1.0)]
+    ways += [("G3", 0.5, "p0.5d0.95", 0.5, 0.25), ("G3", 0.5, "none", 1.0, 0.0)]
+    rows = tuple({"arm": arm, "ratio": ratio, "filter": kept, "even": arm == "G3", "distinct": 20.0, "weight": weight,
+                  "real_only_tail": tail, "seed": seed, "val": 90.0, "test": 91.0 + (arm == "G3") * ratio * 2 + float(rng.normal(0, 0.3))}
                  for arm, ratio, kept, weight, tail in ways for seed in range(5))
     figure = lift(DIGITS, 1.3)
     return dataclasses.replace(figure, rows=rows, arms=("A2", "G3"), baseline=tuple(r["test"] for r in rows[:5]),
@@ -246,13 +246,15 @@ def sieved(kept: int = 40) -> lift_section.Sieved:
 def test_every_mix_has_an_interval_of_its_own_and_lift_is_drawn_against_the_ratio() -> None:
     figure = of_all_arms()
     names = [name for name, _ in lift_section._arms(figure)]
-    assert {"G3, 0.5 per real, even", "G3, 0.5 per real, even, p0.5d0.95", "G3, 0.5 per real, even, p0.5d0.95, w0.5, t0.25"} < set(names)
+    assert {"G3, 0.5 per real, even", "G3, 0.5 per real, even, t0.25", "G3, 0.5 per real, even, p0.5d0.95, t0.25",
+            "G3, 0.5 per real, even, p0.5d0.95, w0.5, t0.25"} < set(names)
     assert all(len(values) == 5 for _, values in lift_section._arms(figure))
     drawn = lift_section._by_ratio(figure)
     assert [(name, [ratio for ratio, _ in places]) for name, places in drawn] == [
-        ("G3, even", [0.5, 1.0]), ("G3, even, p0.5d0.95", [0.5, 1.0])]
+        ("G3, even, p0.5d0.95, t0.25", [0.5, 1.0]), ("G3, even, t0.25", [0.5, 1.0]), ("G3, even", [0.5])]
     found = page(scorecard=scorecard(DIGITS, figure))
-    assert "Lift against the mixing ratio" in found.text and "in 2 ways without synthetic images and 5 with them" in found.text
+    assert "Lift against the mixing ratio" in found.text and "in 2 ways without synthetic images and 6 with them" in found.text
+    assert "(ratios 0.5, 1, drawn from up to 20 times as many)" in found.text
     assert "A2 and G3" in found.text
     assert " G3 0.5 none yes " in found.text and " A2 0 none no " in found.text and "True" not in found.text
     assert "sample.filter: {min_confidence: 0.5, max_centroid_distance: 0.95}" in found.text     # published without any
