@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config import SourceConfig, SourceFormat
+from pipeline.config import DISTINCT, MOST_DISTINCT, SourceConfig, SourceFormat
 from pipeline.errors import SourceError
 from pipeline.redaction import public_url
 from pipeline.sources import open_source
@@ -97,8 +97,16 @@ def guess_source(url: str, source_format: str | None = None) -> Guess:
     return Guess(
         format=config.format, url=config.url, name=_slug(url), rows_per_class=rows, resolution=resolution,
         channels="rgb" if colour else "grey", size=sizes, left_out=tuple(name for name in rows if name not in kept),
-        target="balance" if largest > smallest else {"per_class": largest}, imbalance=largest / smallest,
+        target=_target(largest, smallest, len(kept)), imbalance=largest / smallest,
     )
+
+
+def _target(largest: int, smallest: int, classes: int) -> str | dict[str, int]:
+    """What to publish: where images are few, many times as many of each class, since a classifier gains by drawing from many."""
+    many = min(DISTINCT * largest, MOST_DISTINCT // classes)
+    if many > largest:
+        return {"per_class": many}
+    return "balance" if largest > smallest else {"per_class": largest}
 
 
 def _look(source: Source) -> tuple[tuple[int, int] | None, bool]:
@@ -143,9 +151,17 @@ def write_config(guess: Guess, publish_url: str, gpus: int) -> str:
         found=f"{sum(guess.rows_per_class.values()):,} images of {len(guess.rows_per_class)} classes, the largest "
               f"{guess.imbalance:.3g} times the smallest",
         name=guess.name, format=guess.format, url=url, subset=subset, size=size, resolution=guess.resolution, channels=guess.channels,
-        gpus=gpus, target=_flow(guess.target), target_why="as many as each class lacks against the largest"
-        if guess.target == "balance" else "the classes are equally large: as many again", publish=_flow(publish_url),
+        gpus=gpus, target=_flow(guess.target), target_why=_why(guess), publish=_flow(publish_url),
     )
+
+
+def _why(guess: Guess) -> str:
+    if guess.target == "balance":
+        return "as many as each class lacks against the largest"
+    largest = max(guess.rows_per_class.values())
+    if guess.target == {"per_class": largest}:
+        return "the classes are equally large: as many again"
+    return "a small set gains most by many different images; or balance: as many as each class lacks"
 
 
 def _flow(value: object) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from pipeline import guess
 from pipeline.config import load_config
 
 
@@ -32,9 +33,9 @@ def images(folder: Path, counts: dict[str, int], size: tuple[int, int] = (28, 28
 
 
 @pytest.mark.parametrize(("counts", "size", "mode", "expected"), [
-    ({"cat": 20, "dog": 5}, (28, 28), "L", {"resolution": 32, "channels": "grey", "target": "balance"}),
-    ({"cat": 6, "dog": 6}, (60, 80), "RGB", {"resolution": 64, "channels": "rgb", "target": {"per_class": 6}}),
-    ({"cat": 6, "dog": 9, "rare": 2}, (200, 200), "L", {"resolution": 64, "channels": "grey", "target": "balance"}),
+    ({"cat": 20, "dog": 5}, (28, 28), "L", {"resolution": 32, "channels": "grey", "target": {"per_class": 400}}),
+    ({"cat": 6, "dog": 6}, (60, 80), "RGB", {"resolution": 64, "channels": "rgb", "target": {"per_class": 120}}),
+    ({"cat": 6, "dog": 9, "rare": 2}, (200, 200), "L", {"resolution": 64, "channels": "grey", "target": {"per_class": 180}}),
 ])
 def test_init_writes_a_config_that_fits(
     tmp_path: Path, counts: dict[str, int], size: tuple[int, int], mode: str, expected: dict[str, Any]
@@ -53,6 +54,17 @@ def test_init_writes_a_config_that_fits(
     assert out.read_text().count("#") > 8, "a commented config"
     checked = invoke("validate", str(out))
     assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.parametrize(("largest", "smallest", "classes", "target"), [
+    (50, 5, 10, {"per_class": 1000}),                        # twenty times as many
+    (1500, 15, 10, {"per_class": 2000}),                     # 20,000 in all
+    (4000, 40, 10, "balance"),                               # there are many already
+    (4000, 4000, 10, {"per_class": 4000}),
+    (500, 100, 100, "balance"),
+])
+def test_init_makes_many_images_of_few(largest: int, smallest: int, classes: int, target: str | dict[str, int]) -> None:
+    assert guess._target(largest, smallest, classes) == target
 
 
 def test_init_asks_what_it_can_t_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
