@@ -218,7 +218,7 @@ class LiftConfig(Section):
     steps: int | None = Field(None, ge=1)
     """Optimizer steps of each classifier. By default forty epochs, eighty of colour images, within 51,200 to 204,800 images."""
     arms: Literal["quick", "all"] = "quick"
-    """`quick`: balanced sampling with and without synthetic images; `all`: the whole laboratory."""
+    """`quick`: a few strong ways without synthetic images, the best of them with; `all`: the whole laboratory."""
 
     @field_validator("ratios")
     @classmethod

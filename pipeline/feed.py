@@ -133,7 +133,7 @@ class Feed:
         return np.minimum(mix.counts(self.real.counts(classes)), self.synthetic.counts(classes))
 
     def dataset(self, transform: Transform = to_float) -> "MixedImages":
-        """All rows once, for a torch DataLoader with any sampler."""
+        """All rows once, for a torch DataLoader with `sampler()`: there may be many more synthetic ones than the mix draws in an epoch."""
         return MixedImages(self.real.joined(self.synthetic), len(self.real), transform)
 
     def order(self, epoch: int, *, real_only: bool = False) -> Tensor:
@@ -185,7 +185,7 @@ class Feed:
         return DataLoader(self.dataset(transform), batch_size=batch_size, sampler=order, **options)
 
     def huggingface(self, epoch: int | None = None) -> "datasets.Dataset":
-        """A Hugging Face dataset with the columns image, label, synthetic: each row once, or in an epoch's order."""
+        """A Hugging Face dataset with the columns image, label, synthetic: in an epoch's order and mix, or each row once."""
         import datasets
 
         from pipeline.shards.png_encoding import encode_pngs

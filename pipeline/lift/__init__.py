@@ -51,7 +51,8 @@ def measure_lift(
 ) -> LiftFigure:
     """How much synthetic images change a classifier's balanced accuracy on test, chosen on val.
 
-    `quick`: balanced sampling and logit adjustment, against the better of them with synthetic images at each ratio.
+    `quick`: balanced sampling, logit adjustment, and the better of them under stronger augmentation; against the best of these with
+    synthetic images at each ratio.
     `all`: every arm without synthesis against every one with it, and the controls beside them. Both sides get the same
     number of tries. Data, split and generator are the same for all seeds: these pair the classifier's weights, its order and
     the synthetic draw.
@@ -121,7 +122,7 @@ class Chosen:
 
     baseline: Sequence[Row]
     synthetic: Sequence[Row] | None
-    to_beat: float                                   # balanced accuracy on val of the best way without synthesis there, 0 … 1
+    to_beat: Sequence[Row]                           # of the way without synthesis that is best on val itself
     cross_validated: dict[str, float]                # arm → percent, where the baseline was chosen by that
 
 
@@ -151,15 +152,19 @@ class Course:
         """What is best on val of either kind; of the ways without synthesis by cross-validation, where val is small."""
         ways = arms.ladder(self.config.ratios, self.quick)[: self.tries]
         ladder = [(arm, Mix(ratio, distinct=self.config.distinct if ratio else 1)) for arm, ratio in ways]
-        folds = [] if self.quick else folded(list(self.laboratory.replicates.values()))      # a quick trial has two or three ways
-        controls = 0 if self.quick else 4
-        expected = len(self.laboratory.replicates) * (len(ladder) + self.tries + controls) + len(folds) * len(ladder)
+        folds = [] if self.quick else folded(list(self.laboratory.replicates.values()))      # a quick trial has a few ways
+        beside = 1 if self.quick else 4              # stronger augmentation, or the controls
+        expected = len(self.laboratory.replicates) * (len(ladder) + self.tries + beside) + len(folds) * len(ladder)
         plain = grouped(self.laboratory.conduct(ladder, expected))
+        tried = [arm for arm, _ in ways]
+        if self.quick:
+            stronger = [arm for arm in arms.stronger(self._base(plain, tried)) if arm not in tried]
+            plain += grouped(self.laboratory.conduct([(arm, Mix()) for arm in stronger], expected))
+            tried += stronger
         trusted = grouped(self.laboratory.conduct_on_folds(folds, ladder, expected)) if folds else plain
         baseline = _like(best(trusted), plain)
-        base = self._base(trusted, [arm for arm, _ in ladder])
-        to_beat = max(mean(rows, "val", "balanced_accuracy") for rows in plain)
-        chosen = Chosen(baseline, None, to_beat, _percentages(trusted) if folds else {})
+        base = self._base(trusted, tried)
+        chosen = Chosen(baseline, None, best(plain) or baseline, _percentages(trusted) if folds else {})
         with_base = arms.with_synthesis(base)
         self.laboratory.conduct([(with_base, replace(mix, even=self.even)) for mix in self.mixes], expected)
         if self.quick:
@@ -232,7 +237,7 @@ def _figure(chosen: Chosen, laboratory: Laboratory, ratios: Sequence[float], beg
     if synthetic is None:
         cannot = next((row["cannot"] for row in reversed(rows) if "cannot" in row), "none was asked for")
         return unjudged(f"no arm with synthetic images could be made: {cannot}", ratios, seconds, rows)
-    helps = mean(synthetic, "val", "balanced_accuracy") > chosen.to_beat
+    helps = best([chosen.to_beat, synthetic]) is synthetic
     return judged(baseline, synthetic, rows, benches[0], ratios, helps, seconds, memorised)
 
 

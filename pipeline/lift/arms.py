@@ -49,18 +49,24 @@ def tuned(arm: Arm, *, strength: float | None = None, tau: float | None = None) 
     return replace(arm, name=f"{arm.name}τ{tau:g}", title=f"{arm.title} (τ = {tau:g})", logit_adjustment=tau or 0.0)
 
 
+def stronger(arm: Arm) -> list[Arm]:
+    """`arm` under stronger classical augmentation, where it isn't yet: what synthesis is most easily mistaken for."""
+    return [tuned(arm, strength=STRENGTHS[0])] if arm.augment and arm.strength == 1 else []
+
+
 def ladder(ratios: Sequence[float], quick: bool) -> list[tuple[Arm, float]]:
     """Ways to train without synthesis as (arm, SMOTE's ratio), the most promising first.
 
-    A trial takes as many of them as it tries ways with synthesis, so that neither side is tuned more than the other.
+    A trial takes as many of them as it tries ways with synthesis, so that neither side is tuned more than the other; a quick one adds the
+    best of them with stronger augmentation.
     """
     smote = [(SMOTE, ratio) for ratio in sorted(ratios, reverse=True)]
     plain = [(arm, 0.0) for arm in (BALANCED, ADJUSTED, AUGMENTED)]
     first = [*plain, *smote] if quick else [*plain, smote[0], (PLAIN, 0.0)]
-    stronger = [(tuned(arm, strength=s), 0.0) for s in STRENGTHS for arm in (BALANCED, ADJUSTED)]
+    otherwise = [(tuned(arm, strength=s), 0.0) for s in STRENGTHS for arm in (BALANCED, ADJUSTED)]
     adjusted = [(tuned(ADJUSTED, tau=tau), 0.0) for tau in TAUS]
     uneven = [(tuned(AUGMENTED, strength=s), 0.0) for s in STRENGTHS]
-    return [*first, *stronger, *adjusted, *(smote[1:] if not quick else []), *uneven]
+    return [*first, *otherwise, *adjusted, *(smote[1:] if not quick else []), *uneven]
 
 
 SYNTHETIC = Arm("G1", "classical augmentation, synthetic", added=Added.SYNTHETIC)

@@ -92,7 +92,7 @@ def test_classifiers_of_a_trial_see_four_times_as_much_as_the_judges(images: int
 
 def chosen(baseline: Sequence[Any], synthetic: Sequence[Any] | None) -> lift.Chosen:
     """As a trial chooses them on val alone."""
-    return lift.Chosen(baseline, synthetic, mean(baseline, "val", "balanced_accuracy"), {})
+    return lift.Chosen(baseline, synthetic, baseline, {})
 
 
 # ---- the figure -------------------------------------------------------------------------------------------------
@@ -124,10 +124,10 @@ def test_finished_rows_are_kept_and_other_inputs_start_anew(tmp_path: Any, monke
     assert trained == []
     assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0)
     more = measure_lift(LiftConfig(seeds=3, ratios=[1.0]), data, oracle, 0, NullProgress(), run=run, inputs="x", workers=1)
-    assert sorted(trained) == ["A2", "G3"]             # the third seed alone, one way on each side
+    assert sorted(trained) == ["A2", "A2×1.5", "G3"]   # the third seed alone, one way on each side and stronger augmentation
     assert more.baseline[:2] == first.baseline
     measure_lift(config, data, oracle, 0, NullProgress(), run=run, inputs="y", workers=1)
-    assert len(trained) == 2 + 4
+    assert len(trained) == 3 + 6
 
 
 @pytest.mark.parametrize(("change", "word"), [
@@ -224,6 +224,16 @@ def test_a_win_needs_interval_val_every_class_and_no_copies() -> None:
     assert figure_of(plain, better, more=harmless).won
     one = figure_of(plain[:1], better[:1])
     assert not one.won                                 # one seed has no interval
+
+
+def test_where_val_is_level_its_log_loss_says_whether_synthesis_helps() -> None:
+    """Twenty val images often come out the same; how sure a classifier is of them still tells."""
+    plain = [row("A2", 0, s, 0.9, 0.80, nll=0.3) for s in range(6)]
+    for nll, won in ((0.2, True), (0.3, False), (0.4, False)):
+        figure = figure_of(plain, [row("G3", 0.5, s, 0.9, 0.82 + s / 1000, nll=nll) for s in range(6)])
+        assert figure.won is won and figure.chosen_ratio == (0.5 if won else 0.0)
+    worse = figure_of(plain, [row("G3", 0.5, s, 0.88, 0.82 + s / 1000, nll=0.1) for s in range(6)])
+    assert not worse.won and worse.chosen_ratio == 0         # accuracy first
 
 
 def test_the_recommended_mix_says_how_the_chosen_arm_was_trained() -> None:
@@ -499,6 +509,23 @@ def test_arms_without_added_rows_have_exactly_even_rounds() -> None:
     assert parts is None
     drawn = _draws(BALANCED, Mix(), torch.tensor([0, 0, 0, 1]), None, Schedule(5, 10), 0)
     assert (drawn == 3).sum() == 25
+
+
+def test_a_quick_trial_holds_synthesis_against_stronger_augmentation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is what val likes best, it is the baseline, and what synthesis is added to."""
+    asked = []
+
+    def planted(arm: Any, mix: Mix, where: Bench, added: Rows | None, seed: int, stop: Any = None) -> dict[str, Any]:
+        asked.append((arm.name, arm.strength, mix.ratio))
+        value = {"A2": 0.8, "A3": 0.82, "A3×1.5": 0.9}.get(arm.name, 0.85)
+        return {split: {"balanced_accuracy": value, "rarest_third": value, "macro_f1": value, "nll": 1 - value, "ece": 0.0,
+                        "recall": {0: value, 1: value}} for split in ("val", "test")} | {"added_rows": 0, "seconds": 0.0}
+
+    monkeypatch.setattr(lift.laboratory, "run_trial", planted)
+    figure = measure_lift(LiftConfig(seeds=1, ratios=[0.5, 1.0]), bench([20, 8]), oracle, 0, NullProgress(), workers=1)
+    assert asked == [("A2", 1, 0), ("A3", 1, 0), ("A3×1.5", 1.5, 0), ("G3", 1.5, 0.5), ("G3", 1.5, 1.0)]
+    assert figure.arms == ("A3×1.5", "G3") and figure.chosen_ratio == 0
+    assert lift.arms.stronger(lift.arms.PLAIN) == [] == lift.arms.stronger(lift.arms.tuned(BALANCED, strength=1.5))
 
 
 def test_the_ladder_without_synthesis_is_long_enough() -> None:
