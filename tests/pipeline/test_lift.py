@@ -105,7 +105,7 @@ def test_a_perfect_generator_lifts_and_a_wrong_one_is_not_recommended(tmp_path: 
     assert good.lift_pp > 1
     assert good.chosen_ratio in (2.0, 4.0)
     assert good.interval_pp[0] < good.lift_pp < good.interval_pp[1]
-    assert len(good.rows) == 3 * (2 + 2)              # as many ways without synthesis as with it
+    assert len(good.rows) == 3 * (2 + 1 + 2)          # as many ways without synthesis as with it, and one under stronger augmentation
     assert good.recall_synthetic["c"] > good.recall_baseline["c"]
     wrong = measure_lift(config, data, noise, 0, NullProgress(), workers=2)
     assert wrong.lift_pp < 0
