@@ -154,7 +154,7 @@ def _advice(lift: LiftFigure) -> str:
 
 
 def _way(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row.get(key, "")) for key in ("arm", "ratio", "even", "distinct", "filter", "weight", "real_only_tail"))
+    return tuple(str(row.get(key, "")) for key in ("arm", "ratio", "even", "filter", "weight", "real_only_tail"))
 
 
 def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
@@ -167,7 +167,7 @@ def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
 
 
 def _differences(lift: LiftFigure) -> dict[tuple[str, ...], list[float]]:
-    """(arm, ratio, even, distinct, filter, weight, last steps on real rows) → difference from the baseline on test by seed, in points."""
+    """(arm, ratio, even, filter, weight, last steps on real rows) → difference from the baseline on test by seed, in points."""
     tests: dict[tuple[str, ...], dict[Any, float]] = {}
     for row in lift.rows:
         test = number(row.get("test"))
@@ -178,7 +178,7 @@ def _differences(lift: LiftFigure) -> dict[tuple[str, ...], list[float]]:
     return {way: differences for way, differences in found.items() if differences}
 
 
-def _told(arm: str, ratio: str, even: str, distinct: str, kept: str, weight: str, tail: str) -> str:
+def _told(arm: str, ratio: str, even: str, kept: str, weight: str, tail: str) -> str:
     """An arm with its mix, short: "G3, 0.5 per real, even, p0.8"."""
     parts = [arm, f"{float(ratio):g} per real" if ratio and float(ratio) > 0 else "", "even" if even == "True" else "",
              kept if kept not in ("", "none") else "",
@@ -190,9 +190,9 @@ def _told(arm: str, ratio: str, even: str, distinct: str, kept: str, weight: str
 def _by_ratio(lift: LiftFigure) -> list[tuple[str, list[tuple[float, list[float]]]]]:
     """Each arm with synthetic images, at each filter: (name, [(ratio, differences), …]); the chosen one first."""
     found: dict[str, list[tuple[float, list[float]]]] = {}
-    for (arm, ratio, even, distinct, kept, weight, tail), differences in _differences(lift).items():
+    for (arm, ratio, even, kept, weight, tail), differences in _differences(lift).items():
         if arm.startswith("G") and (not weight or float(weight) == 1) and ratio:
-            found.setdefault(_told(arm, "", even, distinct, kept, "", tail), []).append((float(ratio), differences))
+            found.setdefault(_told(arm, "", even, kept, "", tail), []).append((float(ratio), differences))
     chosen = lift.arms[-1] if lift.arms else ""
     return sorted(found.items(), key=lambda item: (not item[0].startswith(chosen), -len(item[1]), item[0]))[:6]
 
