@@ -240,9 +240,10 @@ def test_another_filter_is_another_evaluation(tmp_path: Path, digits: Any) -> No
 
 
 def test_a_trial_asks_for_no_more_images_than_will_be_published_and_a_larger_target_changes_nothing_beyond(
-    tmp_path: Path, digits: Any
+    tmp_path: Path, digits: Any, generator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = make_case(tmp_path, split_digits(digits, train=100)[0], tuple("0123456789"), lift={"ratios": [0.5, 1.0], "distinct": 3})
+    (data, rest), real = split_digits(digits, train=100), evaluation.measure_lift
+    case = make_case(tmp_path, data, tuple("0123456789"), lift={"seeds": 1, "ratios": [0.5, 1.0], "distinct": 3, "steps": 3})
 
     def of(**target: int) -> tuple[Any, str]:
         config = case.config.model_copy(update={"sample": case.config.sample.model_copy(update={"target": target})})
@@ -252,6 +253,17 @@ def test_a_trial_asks_for_no_more_images_than_will_be_published_and_a_larger_tar
     assert of(per_class=4)[1] != of(per_class=5)[1]
     most, inputs = of(per_class=1000)                        # evenly ten a class count, so thirty; the scarcest first is more for some
     assert all(30 <= n <= 60 for n in most) and of(per_class=2000) == (most, inputs)
+    asked = []
+
+    def measured(config: Any, bench: Any, *rest: Any, **named: Any) -> Any:
+        asked.append(bench.planned)
+        return real(config, bench, *rest, **named)
+
+    monkeypatch.setattr(evaluation, "measure_lift", measured)
+    generator(from_rows(*rest))
+    few = case.config.model_copy(update={"sample": case.config.sample.model_copy(update={"target": {"per_class": 4}})})
+    dataclasses.replace(case, config=few).evaluate()
+    assert asked == [(4,) * 10]
     without = case.config.model_copy(update={"evaluate": case.config.evaluate.model_copy(update={"lift": None})})
     assert evaluation._planned(without, case.snapshot) is None
 

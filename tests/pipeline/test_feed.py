@@ -179,6 +179,16 @@ def test_an_even_mix_takes_as_many_of_each_class_and_its_share_of_the_draws(tmp_
     assert feed.logit_offset.exp().tolist() == pytest.approx(real.clamp_min(1e-8).tolist())
 
 
+@pytest.mark.parametrize(("advised", "rows"), [({}, {"cat": 3}), ({"distinct": 1}, {"cat": 3}), ({"distinct": 4}, {"cat": 12})])
+def test_there_are_as_many_rows_to_draw_from_as_the_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advised: dict[str, int], rows: dict[str, int]
+) -> None:
+    lift = LiftFigure((0,), 0.1, (0.1,), (1.0,), (1.0,), 0.0, (0.0, 0.0), {}, {}, "", mix={"ratio": 0.1, **advised})
+    monkeypatch.setattr(small, "SCORECARD", dataclasses.replace(small.SCORECARD, lift=lift))
+    feed = Feed.open(published(tmp_path).dataset.url)
+    assert made(feed) == rows and feed.counted.tolist() == [3, 0, 0, 0]
+
+
 def test_the_last_epochs_see_real_rows_alone() -> None:
     feed = example()
     sampler = feed.sampler(5, real_only_last=2)

@@ -294,6 +294,8 @@ def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
     ways = {(row["arm"], row["even"], row["weight"], row["real_only_tail"]) for row in figure.rows}
     assert {way[1:] for way in ways if way[0] == "G3"} == {
         (True, 1.0, 0.0), (True, 0.5, 0.0), (True, 1.0, 0.25), (True, 0.5, 0.25), (False, 1.0, 0.25)}
+    distinct = {arm: {row["distinct"] for row in figure.rows if row["arm"] == arm} for arm in ("A2", "A4", "G1", "G3", "N2", "S1")}
+    assert distinct == {"A2": {1}, "A4": {20}, "G1": {20}, "G3": {20}, "N2": {20}, "S1": {20}}
     assert {way[1] for way in ways if way[0] == "G1"} == {False}       # whose classes synthetic rows alone make level
     assert {arm: even for arm, even, _, _ in ways if arm in ("N1", "N2")} in ({"N1": True, "N2": True}, {"N1": False, "N2": False})
     assert {way[1] for way in ways if way[0] == "O1"} == {False}       # real images where they are worth most
