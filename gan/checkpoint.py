@@ -5,6 +5,7 @@ holds `ganmill`, a JSON of what the checkpoint is, and `sha256`, the digest of t
 to zero. Written and read here, so that torch and numpy suffice; the `safetensors` package reads it as well.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from gan.errors import BadCheckpoint, BadRecipe, CheckpointMismatch, UnknownFamily, UnsupportedSpec
 from gan.networks import NetSpec, build
-from gan.recipe import Recipe
+from gan.recipe import MOST_SNAPSHOTS, Recipe
+from gan.sampling import Mixture
 
 FORMAT = 1
 _ZEROS = "0" * 64
@@ -39,13 +41,14 @@ class TrainState:
     data: str                                        # digest of the training images and labels
     g: nn.Module
     d: nn.Module
-    ema: nn.Module                                   # the generator to sample from; `g` itself where averaging is off
+    ema: nn.Module                                   # the generator's average; `g` itself where averaging is off
     opt_g: torch.optim.Optimizer
     opt_d: torch.optim.Optimizer
     step: int = 0
     elapsed_s: float = 0.0
     finished: bool = False
     rows_per_class: tuple[int, ...] = ()
+    earlier: tuple[nn.Module, ...] = ()              # `ema` as it was at earlier points of the run, oldest first; see `Recipe.snapshots`
     restarts: tuple[str, ...] = ()                   # why the run went back to an earlier checkpoint, each time
     software: dict[str, str] = field(default_factory=lambda: {"torch": str(torch.__version__)})
 
@@ -59,6 +62,15 @@ class TrainState:
         """Thousands of real images shown to the discriminator so far."""
         return self.images_seen / 1000
 
+    @property
+    def sampler(self) -> nn.Module:
+        """What to sample from: the average, or a mixture of it and the earlier ones."""
+        return Mixture([*self.earlier, self.ema]) if self.earlier else self.ema
+
+    def keep_snapshot(self) -> None:
+        """Adds the average, as it is now, to the earlier ones."""
+        self.earlier = (*self.earlier, copy.deepcopy(self.ema).requires_grad_(False).eval())
+
     def meta(self) -> dict[str, Any]:
         """What the checkpoint says of itself, plain JSON values."""
         t = self.recipe.progress(self.images_seen, self.elapsed_s)
@@ -67,14 +79,14 @@ class TrainState:
             "config_digest": config_digest(self.spec, self.recipe, self.seed), "data": self.data, "step": self.step,
             "images_seen": self.images_seen, "kimg": self.kimg, "elapsed_s": self.elapsed_s, "progress": t,
             "lr_scale": self.recipe.lr_scale(t), "augment_p": self.recipe.augment_p_at(t), "finished": self.finished,
-            "rows_per_class": list(self.rows_per_class), "averaged": self.ema is not self.g,
+            "rows_per_class": list(self.rows_per_class), "averaged": self.ema is not self.g, "earlier": len(self.earlier),
             "restarts": list(self.restarts), "software": self.software,
         }
 
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator ready to sample: `net` in evaluation mode with averaged weights."""
+    """A generator ready to sample: `net` in evaluation mode with averaged weights, a `Mixture` where the run kept snapshots."""
 
     net: nn.Module
     spec: NetSpec
@@ -92,6 +104,7 @@ def save(state: TrainState) -> tuple[bytes, dict[str, Any]]:
     """A whole training state as bytes, and what they hold as plain JSON values (with `sha256` and `bytes`)."""
     tensors: dict[str, Tensor] = {}
     networks = {"g": state.g, "d": state.d} | ({"ema": state.ema} if state.ema is not state.g else {})
+    networks |= {_earlier(number): network for number, network in enumerate(state.earlier)}
     for prefix, network in networks.items():
         tensors |= {f"{prefix}/{name}": t for name, t in network.state_dict().items()}
     for prefix, optimizer in (("opt_g", state.opt_g), ("opt_d", state.opt_d)):
@@ -117,7 +130,9 @@ def load_generator(data: bytes) -> LoadedGenerator:
         raise BadCheckpoint(f"the checkpoint's network can't be built: {e}") from e
     _restore_network(g, tensors, "ema" if meta.get("averaged") else "g")
     _restore_network(d, tensors, "d")
-    return LoadedGenerator(g.eval().requires_grad_(False), spec, meta, d.eval().requires_grad_(False))
+    earlier = _restore_earlier(g, tensors, meta)
+    net = Mixture([*earlier, g]) if earlier else g
+    return LoadedGenerator(net.eval().requires_grad_(False), spec, meta, d.eval().requires_grad_(False))
 
 
 def restore(state: TrainState, data: bytes) -> None:
@@ -133,6 +148,7 @@ def restore(state: TrainState, data: bytes) -> None:
     _restore_network(state.d, tensors, "d")
     if state.ema is not state.g:
         _restore_network(state.ema, tensors, "ema")
+    state.earlier = tuple(network.requires_grad_(False).eval() for network in _restore_earlier(state.ema, tensors, meta))
     for prefix, optimizer in (("opt_g", state.opt_g), ("opt_d", state.opt_d)):
         _restore_optimizer(optimizer, tensors, prefix)
     try:
@@ -177,6 +193,21 @@ def _restore_network(network: nn.Module, tensors: Mapping[str, Tensor], prefix: 
             if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
                 raise BadCheckpoint(f"weight {prefix}/{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}")
             tensor.copy_(found[name])
+
+
+def _restore_earlier(like: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[nn.Module]:
+    """The snapshots in a checkpoint, oldest first, each a network like `like`."""
+    count = meta.get("earlier", 0)
+    if not isinstance(count, int) or not 0 <= count < MOST_SNAPSHOTS:
+        raise BadCheckpoint(f"the checkpoint says that it holds {count!r} earlier generators")
+    networks = [copy.deepcopy(like) for _ in range(count)]
+    for number, network in enumerate(networks):
+        _restore_network(network, tensors, _earlier(number))
+    return networks
+
+
+def _earlier(number: int) -> str:
+    return f"earlier{number}"
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:

@@ -201,6 +201,7 @@ class _Run:
         self.spacing = every_s or every_kimg or 1 / self.recipe.checkpoints
         self.checkpoints = _Milestone(self.spacing, self._spent(t))
         self.grids = _Milestone(1 / self.recipe.grids, t) if self.recipe.grids else None
+        self.snapshots = _Milestone(1 / self.recipe.snapshots, t)
         self.looks, self.looked, self.look_cost_s = _Milestone(1 / LOOKS, t), state.elapsed_s, 0.0
         self.logged_s, self.logged_step = state.elapsed_s, state.step
         self.sums: dict[str, Tensor] = {}
@@ -347,6 +348,8 @@ class _Run:
             self._look(t)
         if self.grids is not None and self.grids.due(t):
             self._grid()
+        if self.snapshots.due(t):                    # on every rank, and before a checkpoint, which carries it
+            self.state.keep_snapshot()
         if self.checkpoints.due(self._spent(t)):
             self._checkpoint(self._is_scored(t))
 
@@ -396,7 +399,7 @@ class _Run:
     def _score(self) -> float:
         """Distance to the held-out images, told to whoever listens."""
         assert self.validation is not None
-        score = self.validation.score(self.state.ema)
+        score = self.validation.score(self.state.sampler)
         if self.hooks.on_metrics is not None:
             self.hooks.on_metrics({"kimg": self.state.kimg, "progress": self._progress(), "seconds": self._clock(),
                                    "validation": score})

@@ -11,6 +11,8 @@ from gan.augment import Augmentation
 from gan.errors import BadRecipe
 from gan.losses import loss_by_name
 
+MOST_SNAPSHOTS = 100         # each is a generator more in every checkpoint
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -53,6 +55,7 @@ class Recipe:
     ema_half_life_kimg: float = 10.0                 # 0: no average
     ema_ramp: float = 0.05                           # half-life is at most this share of what was seen
     ema_every: int = 1                               # steps between updates of the average
+    snapshots: int = 1                               # averaged generators to sample from, kept evenly over the run, the last at its end
 
     augment: Augmentation = field(default_factory=Augmentation)
     augment_p: float = 0.0
@@ -198,9 +201,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "penalty_step": (0, math.inf), "penalty_share": (1e-3, 1), "wgan_gp_weight": (0, math.inf), "clip": (0, math.inf),
     "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "label_ramp": (0, 1), "class_noise": (0, math.inf),
     "checkpoint_every_kimg": (1e-6, math.inf),
-    "checkpoint_every_s": (1e-6, math.inf), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
+    "checkpoint_every_s": (1e-6, math.inf), "snapshots": (1, MOST_SNAPSHOTS), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
 }
-_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "feature_steps": 1, "checkpoints": 1,
+_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "feature_steps": 1, "snapshots": 1, "checkpoints": 1,
           "grids": 0, "restarts": 0}
 _FLAGS = ("joint_pass", "fresh_g_batch", "channels_last")
 _OPTIONAL = ("total_kimg", "total_seconds", "beta2_start", "checkpoint_every_kimg", "checkpoint_every_s")

@@ -44,7 +44,7 @@ def rewind(state: TrainState, data: bytes | None, reason: str) -> None:
         checkpoint.restore(state, data)
         state.restarts = reasons
         return
-    state.restarts, state.step, state.finished = reasons, 0, False
+    state.restarts, state.step, state.finished, state.earlier = reasons, 0, False, ()
     g, d = build(state.spec, draws_seed(state))
     for network, fresh in ((state.g, g), (state.d, d), (state.ema, g)):
         network.load_state_dict(fresh.state_dict())

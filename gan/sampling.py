@@ -1,5 +1,7 @@
 """From seeds to latents and images; row i depends on seed i and label i alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,7 +10,8 @@ from torch import Tensor, nn
 from gan.errors import BadData
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_REDRAW, _COIN = np.uint64(0xD1B54A32D192ED03), np.uint64(0x8CB92BA72F3D8DD7)   # keep the streams apart
+# These keep the streams apart.
+_REDRAW, _COIN, _MEMBER = np.uint64(0xD1B54A32D192ED03), np.uint64(0x8CB92BA72F3D8DD7), np.uint64(0x9FB21C651E98DF25)
 
 # Wichura 1988, algorithm AS 241 (PPND16): the normal quantile to about 1 part in 1e16. Numerator and denominator
 # coefficients, highest power first, for the middle, the tail and the far tail.
@@ -89,8 +92,27 @@ def redraw_seeds(seeds: NDArray[np.int64], attempt: int) -> NDArray[np.int64]:
 
 def uniforms(seeds: NDArray[np.int64]) -> NDArray[np.float64]:
     """U(0, 1) numbers (n,), each from its seed alone and independent of the seed's latents."""
-    bits = _mix(_mix(np.asarray(seeds, np.int64).astype(np.uint64) ^ _COIN) + _GOLDEN) >> np.uint64(11)
+    return _fractions(seeds, _COIN)
+
+
+def _fractions(seeds: NDArray[np.int64], stream: np.uint64) -> NDArray[np.float64]:
+    bits = _mix(_mix(np.asarray(seeds, np.int64).astype(np.uint64) ^ stream) + _GOLDEN) >> np.uint64(11)
     return (bits.astype(np.float64) + 0.5) * 2.0**-53
+
+
+class Mixture(nn.Module):
+    """Several generators as one: a sample's seed says which of them makes it, each as often as another.
+
+    Only `generate` draws from it, since a latent alone doesn't say whose it is.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def choose(self, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The member, int64 (n,), that makes the sample of each seed; independent of the seed's latents."""
+        return np.floor(_fractions(seeds, _MEMBER) * len(self.members)).astype(np.int64)
 
 
 def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size: int = 256, *,
@@ -98,7 +120,7 @@ def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size:
     """Images of a generator in evaluation mode.
 
     Args:
-        g: generator `(z, y) -> images in [-1, 1]` with an attribute `z_dim`.
+        g: generator `(z, y) -> images in [-1, 1]` with an attribute `z_dim`, or a `Mixture` of such.
         labels: int64 (n,).
         seeds: int64 (n,), one an image.
         batch_size: images at a time; the last batch is filled up, so that every full batch runs the same kernels.
@@ -114,6 +136,8 @@ def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size:
     """
     if not 0 <= truncation <= 2:
         raise BadData(f"truncation {truncation}: must be from 0 (all alike) over 1 (as trained) to 2")
+    if isinstance(g, Mixture):
+        return _mixed(g, labels, seeds, batch_size, truncation)
     device = next(g.parameters()).device
     parts, n, was_training = [], len(labels), g.training
     g.eval()
@@ -129,6 +153,20 @@ def generate(g: nn.Module, labels: Tensor, seeds: NDArray[np.int64], batch_size:
     finally:
         g.train(was_training)
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+
+
+def _mixed(g: Mixture, labels: Tensor, seeds: NDArray[np.int64], batch_size: int, truncation: float) -> Tensor:
+    """Each member's samples, in the order that was asked for."""
+    seeds = np.asarray(seeds, np.int64)
+    chosen, images = g.choose(seeds), torch.empty(0, dtype=torch.uint8)
+    for number, member in enumerate(g.members):
+        rows = np.flatnonzero(chosen == number)
+        if len(rows):
+            index = torch.from_numpy(rows)
+            made = generate(member, labels[index], seeds[rows], batch_size, truncation=truncation)
+            images = images if len(images) else made.new_empty((len(seeds), *made.shape[1:]))
+            images[index] = made
+    return images
 
 
 def _filled(y: Tensor, length: int) -> Tensor:

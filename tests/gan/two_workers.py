@@ -14,7 +14,7 @@ from gan.recipe import Recipe
 from gan.workers import Workers
 
 RECIPE = Recipe(total_kimg=0.32, batch_size=16, loss="relativistic", r1_gamma=0.3, r2_gamma=0.2, penalty_every=2,
-                joint_pass=False, augment_p=0.4, label_prior_tau=0.5, metrics_every_s=0.0, warmup=0.1)
+                joint_pass=False, augment_p=0.4, label_prior_tau=0.5, metrics_every_s=0.0, warmup=0.1, snapshots=2)
 
 
 def small_data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +38,8 @@ def run(rank: int, world: int, family: str) -> dict:
     options = ((extra, 8),) if extra else ()
     state = train(*small_data(), NetSpec(family, 8, 1, 3, 8, width=8, options=options), recipe, seed=5, rank=rank, world=world,
                   hooks=Hooks(on_metrics=metrics.append))
-    return {"weights": {f"{n}/{k}": v for n in ("g", "d", "ema") for k, v in getattr(state, n).state_dict().items()},
+    networks = {"g": state.g, "d": state.d, "ema": state.ema, "earlier": state.earlier[0]}
+    return {"weights": {f"{name}/{k}": v for name, network in networks.items() for k, v in network.state_dict().items()},
             "losses": [(m["loss_d"], m["loss_g"]) for m in metrics if "loss_d" in m], "step": state.step}
 
 
