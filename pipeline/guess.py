@@ -20,6 +20,7 @@ from pipeline.sources.source import ArraySource, Source, Unreadable
 SOURCE_VARIABLE = "SOURCE_URL"                       # stands for a URL that holds a secret
 _LOOKED_AT = 24
 _RESOLUTIONS = (8, 16, 32, 64)                       # larger ones are possible, and cost with their square
+_FEW = 1500                                          # images in all, of which a classifier gains most by more synthetic than real ones
 _MIN_IMAGES = 3                                      # one each for train, val and test
 _IDX = re.compile(r"(^|[-_./])(images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?$|\.idx\d?(\.gz)?$", re.IGNORECASE)
 _KINDS: tuple[tuple[SourceFormat, str], ...] = (("parquet", r"\.parquet$"), ("webdataset", r"\.tar(\.gz)?$"))
@@ -146,12 +147,13 @@ def write_config(guess: Guess, publish_url: str, gpus: int) -> str:
         subset = (f"  subset: {{classes: {_flow(kept)}}}\n"
                   f"                                 # left out, fewer than {_MIN_IMAGES} images: {', '.join(guess.left_out)}\n")
     url = "" if guess.url is None else f"  url: {_flow(guess.config_url)}\n"
+    ratios = "[1.0, 2.0]" if sum(guess.rows_per_class.values()) <= _FEW else "[0.5, 1.0]"
     size = f"the images are {guess.size[0]} x {guess.size[1]}; " if guess.size else ""
     return _TEMPLATE.format(
         found=f"{sum(guess.rows_per_class.values()):,} images of {len(guess.rows_per_class)} classes, the largest "
               f"{guess.imbalance:.3g} times the smallest",
         name=guess.name, format=guess.format, url=url, subset=subset, size=size, resolution=guess.resolution, channels=guess.channels,
-        gpus=gpus, target=_flow(guess.target), target_why=_why(guess), publish=_flow(publish_url),
+        gpus=gpus, target=_flow(guess.target), target_why=_why(guess), ratios=ratios, publish=_flow(publish_url),
     )
 
 
@@ -185,7 +187,7 @@ train:
   gpus_per_worker: {gpus}
   augment: {{flip: false, color: false}}   # true where a mirrored or recoloured image keeps its label
 evaluate:
-  lift: {{seeds: 3, ratios: [0.5, 1.0]}}   # does a classifier get better with the synthetic images?
+  lift: {{seeds: 3, ratios: {ratios}}}   # does a classifier get better with the synthetic images?
 gate:
   min_lift_pp: 0.0               # publish only if that is proven; -1.0 lets a measured loss of one point pass
 sample:

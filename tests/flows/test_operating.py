@@ -49,6 +49,7 @@ def test_init_writes_a_config_that_fits(
     assert config.name == "my-pets" and config.source.url == str(source)
     assert config.prepare.resolution == expected["resolution"] and config.prepare.channels == expected["channels"]
     assert config.sample.target == expected["target"]
+    assert config.evaluate.lift is not None and config.evaluate.lift.ratios == [1.0, 2.0]
     kept = [name for name, n in counts.items() if n >= 3]
     assert (config.source.subset.classes if config.source.subset else list(counts)) == kept
     assert out.read_text().count("#") > 8, "a commented config"
@@ -92,6 +93,7 @@ def test_init_refuses_what_it_can_t_read_and_keeps_what_is_there(tmp_path: Path)
     result = invoke("init", "digits", "--yes", "--out", str(tmp_path / "c.yaml"))
     assert result.exit_code == 2 and "--force" in result.output and (tmp_path / "c.yaml").read_text() == "mine"
     assert "--yes" in invoke("init", "digits", "--out", str(tmp_path / "d.yaml"), input="").output
+    assert "ratios: [0.5, 1.0]" in (invoke("init", "digits", "--yes", "--out", str(tmp_path / "e.yaml")), tmp_path / "e.yaml")[1].read_text()
 
 
 @pytest.mark.parametrize(("names", "expected"), [
