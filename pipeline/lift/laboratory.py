@@ -104,12 +104,15 @@ class RowBook:
         self._run, self._inputs = run, inputs
 
     def read(self, trial: Trial) -> Row | None:
-        """The row, if it is there and made from the same inputs."""
+        """The row, if it is there, made from the same inputs and by the same way: synthesis may have been added to another then."""
         try:
             kept = self._run.get_json(keys.lift_row(trial.name))
         except MissingObject:
             return None
-        return kept["row"] if kept.get("inputs") == self._inputs else None
+        if kept.get("inputs") != self._inputs or kept["row"]["title"] != trial.arm.title:
+            return None
+        row: Row = kept["row"]
+        return row
 
     def write(self, trial: Trial, row: Row) -> None:
         """Keeps a finished row."""

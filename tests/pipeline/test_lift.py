@@ -17,8 +17,8 @@ from pipeline.config import LiftConfig
 from pipeline.errors import Interrupted
 from pipeline.filtering import Filter
 from pipeline.lift import Bench, Rows, Schedule, measure_lift, remote, why_not
-from pipeline.lift.arms import BALANCED, controls, with_synthesis
-from pipeline.lift.laboratory import Laboratory, Replicate, Trial, best, grouped, on_threads
+from pipeline.lift.arms import ADJUSTED, BALANCED, controls, with_synthesis
+from pipeline.lift.laboratory import Laboratory, Replicate, RowBook, Trial, best, grouped, on_threads
 from pipeline.lift.pool import (
     CannotFill,
     SyntheticPool,
@@ -95,6 +95,15 @@ def test_finished_rows_are_kept_and_other_inputs_start_anew(tmp_path: Any, monke
     assert more.baseline[:2] == first.baseline
     measure_lift(config, data, oracle, 0, NullProgress(), run=run, inputs="y", workers=1)
     assert len(trained) == 3 + 6
+
+
+def test_a_row_with_synthesis_added_to_another_way_is_not_taken_for_it(tmp_path: Any) -> None:
+    """More ratios tried make another baseline the best, and G3 means that one then."""
+    book = RowBook(Store(str(tmp_path)), "x")
+    before, now = (Trial(with_synthesis(base), Mix(1.0), 0) for base in (BALANCED, ADJUSTED))
+    book.write(before, {"arm": "G3", "title": before.arm.title})
+    assert before.name == now.name and book.read(now) is None
+    assert book.read(before) == {"arm": "G3", "title": before.arm.title}
 
 
 @pytest.mark.parametrize(("change", "word"), [
