@@ -184,8 +184,12 @@ class Feed:
         order = self.order(epoch, real_only=real_only).tolist()
         return DataLoader(self.dataset(transform), batch_size=batch_size, sampler=order, **options)
 
-    def huggingface(self, epoch: int | None = None) -> "datasets.Dataset":
-        """A Hugging Face dataset with the columns image, label, synthetic: in an epoch's order and mix, or each row once."""
+    def huggingface(self, epoch: int | None = 0) -> "datasets.Dataset":
+        """A Hugging Face dataset with the columns image, label, synthetic.
+
+        Args:
+            epoch: in whose order and mix; None: each row once, which may be many more synthetic ones than the mix has.
+        """
         import datasets
 
         from pipeline.shards.png_encoding import encode_pngs
@@ -198,7 +202,7 @@ class Feed:
         made = datasets.Dataset.from_dict(columns, features)
         return made if epoch is None else made.select(self.order(epoch).tolist())
 
-    def ray(self, epoch: int | None = None) -> "ray.data.Dataset":
+    def ray(self, epoch: int | None = 0) -> "ray.data.Dataset":
         """A Ray Data dataset with the columns image (uint8 C, H, W), label, synthetic; rows as in `huggingface`."""
         import pyarrow as pa
         import ray.data

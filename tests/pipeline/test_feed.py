@@ -225,11 +225,14 @@ def on_ray() -> Iterator[None]:
 
 def test_hugging_face_and_ray_get_the_same_rows(on_ray: None) -> None:
     feed = example()
-    every = feed.huggingface()
+    every = feed.huggingface(epoch=None)
     assert every.features["label"].names == ["many", "few"] and sum(every["synthetic"]) == 8
     assert np.array_equal(np.stack([np.asarray(image) for image in every["image"]]), torch.cat(
         [feed.real.images, feed.synthetic.images])[:, 0].numpy())
     assert feed.huggingface(epoch=1)["label"] == torch.cat([feed.real.labels, feed.synthetic.labels])[feed.order(1)].tolist()
-    rows = feed.ray().take_all()
+    rows = feed.ray(epoch=None).take_all()
     assert [row["label"] for row in rows] == every["label"][:] and rows[5]["image"].shape == (1, 8, 8)
     assert [int(row["image"][0, 0, 0]) for row in rows] == [*range(40), *range(8)]
+    mixed = [int(row["image"][0, 0, 0]) + 40 * row["synthetic"] for row in feed.ray().take_all()]
+    assert mixed == feed.order(0).tolist()                   # by themselves both give the mix, not all that there is to draw from
+    assert sum(feed.huggingface()["synthetic"]) == int((feed.order(0) >= 40).sum())
