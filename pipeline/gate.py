@@ -18,7 +18,8 @@ def decide(gate: GateConfig, scorecard: Scorecard) -> Verdict:
     reasons = [
         _lift(gate.min_lift_pp, s),
         _at_most("memorised", s.memorised, gate.max_memorised, "max_memorised",
-                 "samples come too near to training images: train for less long, with more images, or a smaller model"),
+                 "samples come too near to training images: train for less long, with more images, or a smaller model, or have them drawn "
+                 "again (sample.filter: {min_nearest_distance: 0.01})"),
         at_least("coverage", s.coverage, gate.min_coverage, "min_coverage",
                   "real images are left out: train longer, or with another train.model"),
         at_least("agreement", s.agreement, gate.min_agreement, "min_agreement",

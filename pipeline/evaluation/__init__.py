@@ -22,10 +22,11 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, CorruptShard, MissingObject
 from pipeline.evaluation.data import Splits, load
 from pipeline.evaluation.networks import Networks, device_of, fid_network, put_filter, train_networks
+from pipeline.evaluation.samples import passing
 from pipeline.evaluation.scores import measure
-from pipeline.filtering import WITHOUT_DISCRIMINATOR, Filter
+from pipeline.filtering import NO_FILTER, WITHOUT_DISCRIMINATOR, Filter, Screen
 from pipeline.leakage import check_trained_on
-from pipeline.lift import Bench, Draw, Rows, Schedule, measure_lift
+from pipeline.lift import Bench, Draw, Keep, Rows, Schedule, measure_lift
 from pipeline.lift.trial import Mix
 from pipeline.lift.verdict import summary
 from pipeline.plan import makes_every_class, rows_to_make
@@ -34,7 +35,7 @@ from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
 from pipeline.side_by_side import all_side_by_side
 from pipeline.store import Store
 
-FORMAT = 6                                           # one more whenever the figures' definitions change
+FORMAT = 7                                           # one more whenever the figures' definitions change
 
 
 def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Store, progress: Progress) -> Scorecard:
@@ -62,9 +63,10 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
     if fid is not None:
         networks = replace(networks, extractor=fid, features="inception")
     put_filter(run, networks)
+    published = passing(draw, _keep(config, splits, networks, discriminator, len(snapshot.classes)))
     notes: list[str] = []
     card, = all_side_by_side(                        # one thread: on a busy machine several wait for one another
-        [lambda stop: measure(config, snapshot, splits, draw, networks, run, progress, notes)], 1)
+        [lambda stop: measure(config, snapshot, splits, published, networks, run, progress, notes)], 1)
     lift = _lift(config, snapshot, splits, draw, discriminator, networks, card.memorised, run, progress, inputs)
     card = replace(card, lift=lift, notes=tuple(notes), seconds=round(time.perf_counter() - began, 3))
     run.put_json(keys.SCORECARD, {**card.to_json(), "inputs": inputs})
@@ -124,6 +126,15 @@ def _generator(config: Config, run: Store, checkpoint: Checkpoint, train: Rows) 
         return generate(net, torch.from_numpy(labels), latents, truncation=config.sample.truncation)
 
     return draw, discriminator
+
+
+def _keep(config: Config, splits: Splits, networks: Networks, discriminator: nn.Module | None, classes: int) -> Keep | None:
+    """What `sample.filter` lets through; None where nothing is asked, or there is no classifier to ask, which sampling will say."""
+    wanted = Filter(**config.sample.filter)
+    if wanted == NO_FILTER or networks.filter is None:
+        return None
+    train, val = ((rows.images, rows.labels) for rows in (splits.train, splits.val))
+    return Screen.fitted(networks.filter, train, val, classes, discriminator).keep(wanted)
 
 
 def _lift(

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from gan.classifier import embed, predict
 from gan.metrics.memorisation import Memorisation
+from gan.sampling import redraw_seeds
 from pipeline.evaluation.data import Seen
 from pipeline.evaluation.networks import Networks
 from pipeline.grids import tile_grid
-from pipeline.lift import Draw
+from pipeline.lift import Draw, Keep
 from pipeline.seeds import derive, row_seeds
 
 LEAST_PER_CLASS = 50                                 # samples of a class, however rare it is in the test images
 CHUNK = 1024                                         # generated images in memory at a time
+REDRAWS = 20                                         # of a sample that the filter rejects; then it stays
 
 
 def sample_counts(test: np.ndarray, train: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,6 +35,30 @@ def sample_counts(test: np.ndarray, train: np.ndarray, samples: int) -> tuple[np
     present = train > 0
     least = min(LEAST_PER_CLASS, max(2, samples // max(1, int(present.sum()))))
     return prior, np.where(present, np.maximum(prior, least), 0)
+
+
+def passing(draw: Draw, keep: Keep | None) -> Draw:
+    """`draw`, but that what a filter rejects is drawn again, as it is in sampling: judged is what would be published.
+
+    A sample still follows from its label and latent seed. After `REDRAWS` rejections it stays as it is: whether a class can be filled at
+    all is the lift trial's word and sampling's.
+
+    Args:
+        keep: which images pass; None: all.
+    """
+    if keep is None:
+        return draw
+
+    def images(labels: np.ndarray, latents: np.ndarray) -> Tensor:
+        made, again = draw(labels, latents), np.arange(len(labels))
+        for attempt in range(1, REDRAWS + 1):
+            again = again[~keep(made[again], torch.from_numpy(labels[again])).numpy()]
+            if not len(again):
+                break
+            made[again] = draw(labels[again], redraw_seeds(latents[again], attempt))
+        return made
+
+    return images
 
 
 @dataclass(frozen=True)

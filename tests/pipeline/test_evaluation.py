@@ -22,7 +22,7 @@ from pipeline.evaluation import evaluate, scores
 from pipeline.evaluation import networks as onlookers
 from pipeline.evaluation.data import Seen, Splits, load
 from pipeline.evaluation.networks import Networks, fid_network, train_networks
-from pipeline.evaluation.samples import look_at_samples, sample_counts
+from pipeline.evaluation.samples import REDRAWS, look_at_samples, passing, sample_counts
 from pipeline.evaluation.scores import coverage_per_class, real_figures
 from pipeline.gate import decide
 from pipeline.lift import Schedule
@@ -128,6 +128,53 @@ def test_unseen_real_images_score_like_real_ones(tmp_path: Path, digits: Any, ge
     net, _ = load_classifier(case.run.get(keys.FILTER))
     assert (predict(net, torch.from_numpy(data["test"][0])).argmax(1).numpy() == data["test"][1]).mean() > 0.9
     assert Scorecard.from_json(card.to_json()) == card
+
+
+def test_the_figures_are_of_what_passes_the_filter(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:
+    """Three in ten draws are copies, two in ten bear a wrong label; the filter has them drawn again, in sampling as here."""
+    data, rest = split_digits(digits)
+    real, copies = from_rows(*rest), from_rows(*data["train"])
+
+    def flawed(labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        kind = seeds // 7 % 10
+        images = real(np.where(kind >= 8, (labels + 1) % 10, labels), seeds)
+        images[kind < 3] = copies(labels[kind < 3], seeds[kind < 3])
+        return images
+
+    generator(flawed)
+    plain = make_case(tmp_path / "plain", data, tuple("0123456789"))
+    networks = train_networks(plain.config, load(plain.run, 10), 10)
+    monkeypatch.setattr(evaluation, "train_networks", lambda *a: networks)
+    before = plain.evaluate()
+    assert before.memorised == pytest.approx(0.3, abs=0.06) and before.agreement == pytest.approx(0.8, abs=0.06)
+    filtered = make_case(tmp_path / "filtered", data, tuple("0123456789"))
+    wanted = {"min_nearest_distance": 0.02, "min_confidence": 0.5}
+    filtered = dataclasses.replace(filtered, config=filtered.config.model_copy(
+        update={"sample": filtered.config.sample.model_copy(update={"filter": wanted})}))
+    after = filtered.evaluate()
+    assert after.memorised <= 0.01 and after.agreement > 0.97
+
+
+def test_a_rejected_sample_is_drawn_again_from_its_own_seed_alone() -> None:
+    asked: list[int] = []
+
+    def draw(labels: np.ndarray, latents: np.ndarray) -> torch.Tensor:
+        asked.append(len(labels))
+        return torch.from_numpy(latents % 200).to(torch.uint8).view(-1, 1, 1, 1)
+
+    def bright(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 0, 0] >= 100 * (labels == 1)     # all of class 0, half of class 1
+
+    labels, seeds = np.arange(400) % 2, np.arange(400, dtype=np.int64) ** 2
+    images = passing(draw, bright)(labels, seeds)
+    assert bool(bright(images, torch.from_numpy(labels)).all()) and asked[0] == 400 and asked[1] < 150
+    assert torch.equal(images[labels == 0], draw(labels[labels == 0], seeds[labels == 0]))
+    few = np.array([399, 3, 17])
+    assert torch.equal(passing(draw, bright)(labels[few], seeds[few]), images[few])
+    asked.clear()
+    passing(draw, lambda images, labels: torch.zeros(len(labels), dtype=torch.bool))(labels[:5], seeds[:5])
+    assert asked == [5] * (1 + REDRAWS)                      # then they stay
+    assert passing(draw, None) is draw
 
 
 def test_few_unseen_real_images_cover_as_a_generator_of_such_images_would() -> None:
