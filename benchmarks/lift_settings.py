@@ -10,9 +10,13 @@ Everything finished is kept in --folder (data, generator and filter of each seed
 command continues there, so it may be stopped at any time: `timeout 9m python … ; timeout 9m python …`. Prints every arm's
 mean, its paired difference from the best arm without synthesis (chosen on val), and the verdict; `summary` prints the
 verdicts of all settings in the folder, with p adjusted by Holm's method.
+
+On a GPU `--device cuda --processes 8` shares the seeds out over processes; they compute at the same time where CUDA's MPS daemon
+runs (`nvidia-cuda-mps-control -d`), and take turns where it doesn't.
 """
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine
+from side_processes import Processes
 
 import gan.loop
 from gan import checkpoint
@@ -148,6 +153,12 @@ def near_copies(replicate: Replicate, run: Store, samples: int = 1000) -> float:
     return memorisation(train, test, generated).too_near
 
 
+def made(args: argparse.Namespace, budget: dict[str, float], where: str, seed: int) -> Replicate:
+    """The replicate of a seed, in whichever process."""
+    config = setting(args.setting, seed, args.data, budget, parse_settings(args.set))
+    return replicate(config, seed, Store(where).child(f"s{seed}"), args.steps, args.device)
+
+
 class Lines(NullProgress):
     """A line every minute."""
 
@@ -206,6 +217,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda: generators and classifiers on a GPU; needs no Ray")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes of the generators, which name the folder")
     parser.add_argument("--workers", type=int, help="trials at a time; one a CPU")
+    parser.add_argument("--processes", type=int, help="to share the seeds out over, for a GPU")
     parser.add_argument("--folder", type=Path, default=Path("lift-settings"))
     args = parser.parse_args()
     if args.setting == "summary":
@@ -214,15 +226,19 @@ def main() -> None:
     budget = {"minutes": args.minutes} if args.minutes else {"kimg": args.kimg or 100.0}
     print(machine())
     began = time.perf_counter()
-    store = Store(str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget.items()), *args.set])))
-    configs = [setting(args.setting, seed, args.data, budget, parse_settings(args.set)) for seed in range(args.seeds)]
-    replicates = [replicate(config, config.seed, store.child(f"s{config.seed}"), args.steps, args.device) for config in configs]
+    where = str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget.items()), *args.set]))
+    store, make = Store(where), functools.partial(made, args, budget, where)
+    processes = Processes(make, args.seeds, args.processes) if args.processes else None
+    replicates = [make(seed) for seed in range(args.seeds)]      # what processes have made is read
     copies = [near_copies(r, store.child(f"s{r.number}")) for r in replicates]
     print(f"near copies among the generated images: {', '.join(f'{share:.1%}' for share in copies)}")
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
     config = LiftConfig(seeds=args.seeds, ratios=args.ratios, distinct=args.distinct, steps=args.steps, arms=args.arms)
     book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget} {args.steps}")
-    figure = compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies))
+    figure = compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies),
+                     runner=processes.run if processes else None)
+    if processes:
+        processes.close()
     show(figure, time.perf_counter() - began)
     store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
 

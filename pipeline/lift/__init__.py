@@ -24,7 +24,7 @@ from pipeline.filtering import NO_FILTER, Filter, Screen
 from pipeline.lift import arms
 from pipeline.lift.arms import Arm
 from pipeline.lift.folds import folded
-from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, alike, best, grouped, mean, on_threads
+from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, Runner, alike, best, grouped, mean, on_threads
 from pipeline.lift.pool import Draw, Keep, Rows
 from pipeline.lift.remote import cluster_is_larger, on_ray
 from pipeline.lift.trial import Bench, Mix, Schedule
@@ -88,16 +88,21 @@ def screen(model: Classifier, bench: Bench, discriminator: nn.Module | None = No
 def compare(
     config: LiftConfig, replicates: Sequence[Replicate], progress: Progress, book: RowBook | None = None,
     workers: int | None = None, *, published: Filter = NO_FILTER, even: bool = False, memorised: float | None = None,
+    runner: Runner | None = None,
 ) -> LiftFigure:
-    """As `measure_lift`, over replicates that may each have a split and a generator of their own."""
+    """As `measure_lift`, over replicates that may each have a split and a generator of their own.
+
+    Args:
+        runner: what runs the trials, instead of threads or a cluster.
+    """
     began = time.perf_counter()
     reason = next((reason for r in replicates if (reason := why_not(r.bench)) is not None), None)
     if reason is not None:
         return unjudged(reason, config.ratios)
     # A GPU runs one recorded step after the other: several threads would only take turns.
     side_by_side = 1 if replicates[0].bench.device != "cpu" else local_cpus()
-    runner = on_ray if workers is None and cluster_is_larger() else on_threads(workers or side_by_side)
-    laboratory = Laboratory(replicates, book, progress, runner)
+    usual = on_ray if workers is None and cluster_is_larger() else on_threads(workers or side_by_side)
+    laboratory = Laboratory(replicates, book, progress, runner or usual)
     quick = config.arms == "quick"
     course = Course(config, laboratory, tuple(_filters(laboratory, published or NO_FILTER, quick)), quick, published, even)
     chosen = course.run()

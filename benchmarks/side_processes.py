@@ -1,0 +1,60 @@
+"""Trials in processes of their own, a seed's always in the same one: its data, its generator and its images are made there once."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from pipeline.lift.folds import folded
+from pipeline.lift.laboratory import Replicate, Row, Trial, run_one
+
+_replicates: dict[int, Replicate] = {}               # of this process
+_folds: dict[int, list[Replicate]] = {}
+
+
+class Processes:
+    """A runner for `pipeline.lift.compare`.
+
+    Args:
+        make: seed's number → its replicate; is called in the processes, so it must be picklable.
+        seeds: how many there are; all are made at once, before this returns.
+        count: processes.
+    """
+
+    def __init__(self, make: Callable[[int], Replicate], seeds: int, count: int) -> None:
+        spawned = multiprocessing.get_context("spawn")   # a forked process could not use a GPU
+        self._make, self._seeds = make, seeds
+        self._pools = [ProcessPoolExecutor(1, mp_context=spawned) for _ in range(min(count, seeds))]
+        for future in [self._of(seed).submit(_prepare, make, seed) for seed in range(seeds)]:
+            future.result()
+
+    def _of(self, seed: int) -> ProcessPoolExecutor:
+        return self._pools[seed % len(self._pools)]
+
+    def run(self, trials: Sequence[Trial], replicates: dict[int, Replicate]) -> Iterator[tuple[int, Row]]:
+        """Yields (number of the trial, its row) as they finish; see `pipeline.lift.laboratory.Runner`."""
+        each = len(replicates) // self._seeds if trials and trials[0].kind == "x" else 1
+        started = {}
+        for number, trial in enumerate(trials):
+            seed, fold = divmod(trial.replicate, each)
+            started[self._of(seed).submit(_conduct, self._make, seed, fold, trial)] = number
+        for future in as_completed(started):
+            yield started[future], future.result()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pool in self._pools:
+            pool.shutdown()
+
+
+def _prepare(make: Callable[[int], Replicate], seed: int) -> None:
+    if seed not in _replicates:
+        _replicates[seed] = make(seed)
+
+
+def _conduct(make: Callable[[int], Replicate], seed: int, fold: int, trial: Trial) -> Row:
+    _prepare(make, seed)
+    if trial.kind == "s":
+        return run_one(_replicates[seed], trial)
+    if seed not in _folds:
+        _folds[seed] = folded([_replicates[seed]])
+    return run_one(_folds[seed][fold], trial)
