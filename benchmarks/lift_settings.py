@@ -16,9 +16,11 @@ runs (`nvidia-cuda-mps-control -d`), and take turns where it doesn't.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +155,14 @@ def near_copies(replicate: Replicate, run: Store, samples: int = 1000) -> float:
     return memorisation(train, test, generated).too_near
 
 
-def made(args: argparse.Namespace, budget: dict[str, float], where: str, seed: int) -> Replicate:
+def budget_of(args: argparse.Namespace) -> dict[str, float]:
+    """The generators'."""
+    return {"minutes": args.minutes} if args.minutes else {"kimg": args.kimg or 100.0}
+
+
+def made(args: argparse.Namespace, where: str, seed: int) -> Replicate:
     """The replicate of a seed, in whichever process."""
-    config = setting(args.setting, seed, args.data, budget, parse_settings(args.set))
+    config = setting(args.setting, seed, args.data, budget_of(args), parse_settings(args.set))
     return replicate(config, seed, Store(where).child(f"s{seed}"), args.steps, args.device)
 
 
@@ -203,6 +210,21 @@ def show_all(folder: Path) -> None:
         print(f"{name}: {found[name]['sentence']}")
 
 
+def judge(args: argparse.Namespace, store: Store, make: Callable[[int], Replicate], processes: Processes | None) -> LiftFigure:
+    """Makes what isn't there yet and runs the trials, in this process or in those."""
+    began = time.perf_counter()
+    if processes:
+        processes.prepare()
+    replicates = [make(seed) for seed in range(args.seeds)]      # what processes have made is read
+    copies = [near_copies(r, store.child(f"s{r.number}")) for r in replicates]
+    print(f"near copies among the generated images: {', '.join(f'{share:.1%}' for share in copies)}")
+    print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
+    config = LiftConfig(seeds=args.seeds, ratios=args.ratios, distinct=args.distinct, steps=args.steps, arms=args.arms)
+    book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget_of(args)} {args.steps}")
+    return compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies),
+                   runner=processes.run if processes else None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=[*SETTINGS, "summary"])
@@ -223,22 +245,12 @@ def main() -> None:
     if args.setting == "summary":
         show_all(args.folder)
         return
-    budget = {"minutes": args.minutes} if args.minutes else {"kimg": args.kimg or 100.0}
     print(machine())
     began = time.perf_counter()
-    where = str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget.items()), *args.set]))
-    store, make = Store(where), functools.partial(made, args, budget, where)
-    processes = Processes(make, args.seeds, args.processes) if args.processes else None
-    replicates = [make(seed) for seed in range(args.seeds)]      # what processes have made is read
-    copies = [near_copies(r, store.child(f"s{r.number}")) for r in replicates]
-    print(f"near copies among the generated images: {', '.join(f'{share:.1%}' for share in copies)}")
-    print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
-    config = LiftConfig(seeds=args.seeds, ratios=args.ratios, distinct=args.distinct, steps=args.steps, arms=args.arms)
-    book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget} {args.steps}")
-    figure = compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies),
-                     runner=processes.run if processes else None)
-    if processes:
-        processes.close()
+    where = str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget_of(args).items()), *args.set]))
+    store, make = Store(where), functools.partial(made, args, where)
+    with Processes(make, args.seeds, args.processes) if args.processes else contextlib.nullcontext() as processes:
+        figure = judge(args, store, make, processes)
     show(figure, time.perf_counter() - began)
     store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
 

@@ -12,19 +12,29 @@ _folds: dict[int, list[Replicate]] = {}
 
 
 class Processes:
-    """A runner for `pipeline.lift.compare`.
+    """A runner for `pipeline.lift.compare`; `with` ends its processes.
 
     Args:
         make: seed's number → its replicate; is called in the processes, so it must be picklable.
-        seeds: how many there are; all are made at once, before this returns.
+        seeds: how many there are.
         count: processes.
     """
 
     def __init__(self, make: Callable[[int], Replicate], seeds: int, count: int) -> None:
         spawned = multiprocessing.get_context("spawn")   # a forked process could not use a GPU
         self._make, self._seeds = make, seeds
-        self._pools = [ProcessPoolExecutor(1, mp_context=spawned) for _ in range(min(count, seeds))]
-        for future in [self._of(seed).submit(_prepare, make, seed) for seed in range(seeds)]:
+        self._pools = [ProcessPoolExecutor(1, mp_context=spawned) for _ in range(min(count, seeds))]     # each begins with its first task
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def prepare(self) -> None:
+        """Makes every replicate, all at once."""
+        for future in [self._of(seed).submit(_prepare, self._make, seed) for seed in range(self._seeds)]:
             future.result()
 
     def _of(self, seed: int) -> ProcessPoolExecutor:
@@ -39,11 +49,6 @@ class Processes:
             started[self._of(seed).submit(_conduct, self._make, seed, fold, trial)] = number
         for future in as_completed(started):
             yield started[future], future.result()
-
-    def close(self) -> None:
-        """Ends the processes."""
-        for pool in self._pools:
-            pool.shutdown()
 
 
 def _prepare(make: Callable[[int], Replicate], seed: int) -> None:

@@ -180,8 +180,8 @@ class TrainConfig(Section):
     """Lost workers survived before the run fails."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters by name (`lr_g`, `width`, `checkpoint_every_kimg`, …), see `gan/recipe.py`: among them `restarts` (how often
-    a run gone wrong goes back to its last good checkpoint) and, against imbalance, `label_prior_tau`, `label_ramp`,
-    `class_noise`; with `gaussians`, `gan/plane.py`."""
+    a run gone wrong goes back to its last good checkpoint), `snapshots` (generators of the run to sample from) and, against imbalance,
+    `label_prior_tau`, `label_ramp`, `class_noise`; with `gaussians`, `gan/plane.py`."""
 
     @model_validator(mode="after")
     def _elastic_downwards(self) -> "TrainConfig":
