@@ -24,14 +24,14 @@ def main() -> None:
     other = ["--img2dataset", arguments.img2dataset] if arguments.img2dataset else []
     scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["busy_neighbour.py"], ["sampling.py"],
                ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["orchestration.py"],
-               ["first_night.py"], ["mixtures.py"]]
+               ["first_night.py"], ["mixtures.py"], ["cpu_speed.py"], ["smoke_verdict.py"]]
     if mnist:
-        scripts.append(["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"])
+        scripts += [["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"], ["truncation.py", "--mnist", *mnist]]
     for name, *options in scripts:
         print(f"\n== {name} {' '.join(options)}", flush=True)
         subprocess.run([sys.executable, str(HERE / name), *options], check=True)
     if not mnist:
-        print("\nleft out: mnist_equal_seconds.py, for want of MNIST's folder (make bench MNIST=FOLDER)")
+        print("\nleft out: mnist_equal_seconds.py and truncation.py, for want of MNIST's folder (make bench MNIST=FOLDER)")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_every_script_whose_figures_are_quoted_is_run_by_bench_or_named_as_one_that_is_not() -> None:
+    quoted = {name for page in PAGES for name in re.findall(r"`(?:python )?(?:benchmarks/)?(\w+\.py)\b", page.read_text())
+              if (ROOT / "benchmarks" / name).exists()}
+    assert len(quoted) > 12
+    of_bench = (ROOT / "benchmarks/all.py").read_text()
+    assert not {name for name in quoted if name not in of_bench}
+
+
 def test_what_is_written_from_the_code_is_as_the_code_is_now() -> None:
     """docs/configuration.md's table and docs/api.md."""
     import subprocess
