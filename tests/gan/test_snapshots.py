@@ -133,11 +133,15 @@ def test_a_recipe_refuses_a_number_that_makes_no_sense(count: object) -> None:
 
 
 def test_presets_take_several_for_few_images_and_a_budget_to_learn_in() -> None:
-    def snapshots(images: int, budget: Budget, model: str = "auto", **options: object) -> int:
-        return choose(model, 28, 1, [images] * 10, budget, options=options)[1].snapshots
+    def snapshots(images: int, budget: Budget, model: str = "auto", channels: int = 1, device: str = "cpu", **options: object) -> int:
+        return choose(model, 28, channels, [images] * 10, budget, device, options=options)[1].snapshots
 
-    assert snapshots(10, Budget(kimg=100)) == snapshots(100, Budget(seconds=150)) == snapshots(100, Budget(kimg=50), "sngan") == SNAPSHOTS
-    assert snapshots(101, Budget(kimg=100)) == snapshots(10, Budget(kimg=49)) == snapshots(10, Budget(seconds=59)) == 1
+    assert snapshots(10, Budget(kimg=100)) == snapshots(100, Budget(seconds=150)) == snapshots(100, Budget(kimg=100), "sngan") == SNAPSHOTS
+    assert snapshots(101, Budget(kimg=100)) == snapshots(10, Budget(kimg=99)) == snapshots(10, Budget(seconds=119)) == 1
+    assert snapshots(10, Budget(kimg=499), channels=3) == snapshots(10, Budget(seconds=599), channels=3) == 1
+    assert snapshots(10, Budget(kimg=500), channels=3) == snapshots(10, Budget(seconds=600), channels=3) == SNAPSHOTS
+    assert snapshots(10, Budget(seconds=50), channels=3, device="cuda") == SNAPSHOTS
+    assert snapshots(10, Budget(seconds=9), device="cuda") == 1
     assert snapshots(10, Budget(kimg=100), "vae") == 1       # its images only get better
     assert snapshots(10, Budget(kimg=100), snapshots=2) == 2
     assert "5 generators kept along the run" in choose("auto", 28, 1, [10] * 10, Budget(kimg=100))[2]
