@@ -16,6 +16,7 @@ from pipeline.reporting import COLUMNS, real_beside_generated
 from pipeline.store import Store
 
 GAP = 1                                              # empty columns between the two halves
+SIDE = 32                                            # pixels of an image on the page, at least
 
 
 def main() -> None:
@@ -31,7 +32,9 @@ def main() -> None:
         blank = np.full((COLUMNS + GAP, *fake.shape[1:]), 255, np.uint8)
         blank[: len(real)] = real
         rows.append(np.concatenate([blank, fake]))
-    target.write_bytes(tile_grid(np.concatenate(rows), 2 * COLUMNS + GAP))
+    images = np.concatenate(rows)
+    times = -(-SIDE // images.shape[-1])
+    target.write_bytes(tile_grid(images.repeat(times, axis=2).repeat(times, axis=3), 2 * COLUMNS + GAP))
 
 
 if __name__ == "__main__":

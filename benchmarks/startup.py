@@ -41,7 +41,7 @@ def demo() -> tuple[float, float]:
                     peak[0] = max(peak[0], sum(_proportional(p) for p in family))
                 except psutil.Error:
                     pass
-                time.sleep(0.5)
+                time.sleep(2)                        # the look itself takes time from the demo
 
         thread = threading.Thread(target=watch)
         thread.start()
