@@ -146,11 +146,12 @@ def test_shares_of_groups_are_kept() -> None:
     assert np.ptp(np.bincount(rows)[10:]) <= 1
 
 
-def test_draws_given_decide_what_is_seen() -> None:
-    x = torch.cat([torch.zeros(5, 1, 8, 8), torch.full((5, 1, 8, 8), 200)]).to(torch.uint8)
+@pytest.mark.parametrize("label", [0, 1])
+def test_draws_given_decide_what_is_seen(label: int) -> None:
+    x = torch.randint(0, 256, (10, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     y = torch.tensor([0] * 5 + [1] * 5)
-    net = train_classifier(x, y, 2, steps=10, seed=0, batch_size=8, draws=torch.arange(5).repeat(16))
-    assert predict(net, x).argmax(1).tolist() == [0] * 10
+    net = train_classifier(x, y, 2, steps=60, seed=0, batch_size=8, draws=(torch.arange(5) + 5 * label).repeat(96))
+    assert predict(net, x).argmax(1).tolist() == [label] * 10
     with pytest.raises(ValueError, match="80 rows"):
         train_classifier(x, y, 2, steps=10, seed=0, batch_size=8, draws=torch.arange(5))
 
