@@ -21,6 +21,7 @@ SOURCE_VARIABLE = "SOURCE_URL"                       # stands for a URL that hol
 _LOOKED_AT = 24
 _RESOLUTIONS = (8, 16, 32, 64)                       # larger ones are possible, and cost with their square
 _FEW = 1500                                          # images in all, of which a classifier gains most by more synthetic than real ones
+_KIMG, _KIMG_ON_GPU = 200, 1000                      # minutes of two cores; of a GPU half a minute
 _MIN_IMAGES = 3                                      # one each for train, val and test
 _IDX = re.compile(r"(^|[-_./])(images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?$|\.idx\d?(\.gz)?$", re.IGNORECASE)
 _KINDS: tuple[tuple[SourceFormat, str], ...] = (("parquet", r"\.parquet$"), ("webdataset", r"\.tar(\.gz)?$"))
@@ -153,7 +154,8 @@ def write_config(guess: Guess, publish_url: str, gpus: int) -> str:
         found=f"{sum(guess.rows_per_class.values()):,} images of {len(guess.rows_per_class)} classes, the largest "
               f"{guess.imbalance:.3g} times the smallest",
         name=guess.name, format=guess.format, url=url, subset=subset, size=size, resolution=guess.resolution, channels=guess.channels,
-        gpus=gpus, target=_flow(guess.target), target_why=_why(guess), ratios=ratios, publish=_flow(publish_url),
+        gpus=gpus, kimg=_KIMG_ON_GPU if gpus else _KIMG,
+        target=_flow(guess.target), target_why=_why(guess), ratios=ratios, publish=_flow(publish_url),
     )
 
 
@@ -183,7 +185,7 @@ source:
   channels: {channels}                 # grey | rgb
 train:
   model: auto
-  budget: {{kimg: 200}}            # thousands of real images shown; or {{minutes: 30}}
+  budget: {{kimg: {kimg}}}            # thousands of real images shown; or {{minutes: 30}}
   gpus_per_worker: {gpus}
   augment: {{flip: false, color: false}}   # true where a mirrored or recoloured image keeps its label
 evaluate:

@@ -57,6 +57,16 @@ def test_init_writes_a_config_that_fits(
     assert checked.exit_code == 0, checked.output
 
 
+def test_init_asks_more_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = images(tmp_path / "pets", {"cat": 5, "dog": 5}, (32, 32), "RGB")
+    for gpus, kimg in ((0, 200), (2, 1000)):
+        monkeypatch.setattr("pipeline.cluster.local_gpus", lambda gpus=gpus: gpus)
+        out = tmp_path / f"{gpus}.yaml"
+        assert invoke("init", str(source), "--yes", "--out", str(out)).exit_code == 0
+        train = load_config(out).train
+        assert (train.budget.kimg, train.gpus_per_worker) == (kimg, min(gpus, 1))
+
+
 @pytest.mark.parametrize(("largest", "smallest", "classes", "target"), [
     (50, 5, 10, {"per_class": 1000}),                        # twenty times as many
     (1500, 15, 10, {"per_class": 2000}),                     # 20,000 in all
