@@ -14,6 +14,8 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	xargs -n 24 -P 4 $(BIN)/python -m pip install --quiet --no-compile --no-deps < requirements.lock   # several at once: unpacking takes one core
+# the lock is of Python 3.11 and torch's CPU build: what another Python (whenever) or build (CUDA's libraries) needs besides
+	$(BIN)/python -m pip check > /dev/null || $(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
 	PYTHONWARNINGS=ignore $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true   # fails on templates that are no Python
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
