@@ -9,8 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.wording import counted
 
 MAX_CLASSES_SHOWN = 30
-# Rough costs for the estimate, seconds per unit on two CPU cores; the run itself reports what it took.
-TRAIN_IMAGES_PER_S, MINT_IMAGES_PER_S, BYTES_PER_PIXEL = 1200, 8000, 0.5
+BYTES_PER_PIXEL = 0.5                                # of a shard, about
 
 
 def validate_config(config: Config) -> dict[str, Any]:
@@ -19,6 +18,7 @@ def validate_config(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError, SourceError: whatever would stop the run before any work.
     """
+    from pipeline import estimate
     from pipeline.cluster import check_resources
     from pipeline.inspection import inspect
     from pipeline.plan import make_plan
@@ -33,7 +33,9 @@ def validate_config(config: Config) -> dict[str, Any]:
     plan = make_plan(source.rows_per_class["train"], source.classes, config.sample.target, config.rows_per_shard)
     real = source.rows_per_class["train"]
     model = check_model(config, [real[name] for name in source.classes])
-    cost = _cost(config, plan.rows, source.estimated_seconds)
+    rows = source.rows_per_class
+    seconds = estimate.seconds(config, list(real.values()), sum(rows["val"].values()), plan.rows, source.estimated_seconds)
+    cost = _cost(config, plan.rows, seconds)
     text = "\n".join([
         yaml.safe_dump(_without_none(public_config(config)), sort_keys=False, allow_unicode=True).rstrip(), "",
         _table(("class", "train", "val", "test", "synthetic"), [
@@ -43,7 +45,8 @@ def validate_config(config: Config) -> dict[str, Any]:
         *(f"note: {note}" for note in source.notes), "",
         f"model: {model}",
         f"source: {source.format}, {source.image}; fingerprint {source.fingerprint[:12]}",
-        f"estimated: {cost['seconds'] / 60:.0f} min on two CPU cores, {cost['bytes'] / 2**20:.1f} MiB of shards",
+        f"estimated: {max(1, round(cost['seconds'] / 60)):,} min {'with a GPU' if config.train.gpus_per_worker else 'on two CPU cores'}, "
+        f"{cost['bytes'] / 2**20:.1f} MiB of shards",
         f"ok: {plan.rows:,} synthetic images in {len(plan)} {config.sample.format} shard{'s' if len(plan) != 1 else ''} "
         f"would go to {config.dataset_url}; nothing was written",
     ])
@@ -129,11 +132,9 @@ def _without_none(value: Any) -> Any:
     return {k: _without_none(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
-def _cost(config: Config, rows: int, prepare_s: float) -> dict[str, float]:
-    budget = config.train.budget
-    train_s = budget.minutes * 60 if budget.minutes is not None else 1000 * (budget.kimg or 0) / TRAIN_IMAGES_PER_S
+def _cost(config: Config, rows: int, seconds: float) -> dict[str, float]:
     pixels = config.prepare.resolution**2 * (3 if config.prepare.channels == "rgb" else 1)
-    return {"seconds": round(prepare_s + train_s + rows / MINT_IMAGES_PER_S + 60, 1), "bytes": int(rows * pixels * BYTES_PER_PIXEL)}
+    return {"seconds": round(seconds, 1), "bytes": int(rows * pixels * BYTES_PER_PIXEL)}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -15,9 +15,11 @@ from gan.classifier import train_classifier
 from pipeline import lift
 from pipeline.config import LiftConfig
 from pipeline.errors import Interrupted
+from pipeline.estimate import classifiers
 from pipeline.filtering import Filter
 from pipeline.lift import Bench, Rows, Schedule, measure_lift, remote, why_not
 from pipeline.lift.arms import ADJUSTED, BALANCED, controls, with_synthesis
+from pipeline.lift.folds import FEW_VAL
 from pipeline.lift.laboratory import Laboratory, Replicate, RowBook, Trial, best, grouped, on_threads
 from pipeline.lift.pool import (
     CannotFill,
@@ -295,6 +297,7 @@ def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
     ways = {(row["arm"], row["ratio"], row["filter"], row["weight"], row["real_only_tail"]) for row in figure.rows}
     without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
     assert len(without) == len(with_synthesis) == 7    # neither side is tuned more than the other
+    assert len(figure.rows) == classifiers(config, FEW_VAL, even=False)
     assert {way[3:] for way in with_synthesis} == {(1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (0.5, 0.25)}
 
 
@@ -312,6 +315,7 @@ def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
     assert len(without) == len(with_synthesis)
     quick = measure_lift(LiftConfig(seeds=1, ratios=[1.0], steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
     assert {(row["even"], row["real_only_tail"]) for row in quick.rows if row["arm"] == "G3"} == {(True, 0.25)}
+    assert len(quick.rows) == classifiers(LiftConfig(seeds=1, ratios=[1.0]), 10)
 
 
 def test_rows_are_tried_as_they_will_be_published() -> None:
