@@ -28,7 +28,7 @@ from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, Runner
 from pipeline.lift.pool import Draw, Keep, Rows
 from pipeline.lift.remote import cluster_is_larger, on_ray
 from pipeline.lift.trial import Bench, Mix, Schedule
-from pipeline.lift.verdict import judged, unjudged
+from pipeline.lift.verdict import judged, preference, unjudged
 from pipeline.progress import Progress
 from pipeline.records import LiftFigure
 from pipeline.seeds import derive
@@ -242,7 +242,7 @@ def _figure(chosen: Chosen, laboratory: Laboratory, ratios: Sequence[float], beg
     if synthetic is None:
         cannot = next((row["cannot"] for row in reversed(rows) if "cannot" in row), "none was asked for")
         return unjudged(f"no arm with synthetic images could be made: {cannot}", ratios, seconds, rows)
-    helps = best([chosen.to_beat, synthetic]) is synthetic
+    helps = preference(chosen.to_beat, synthetic, sum({b.val.images.data_ptr(): len(b.val) for b in benches}.values()))
     return judged(baseline, synthetic, rows, benches[0], ratios, helps, seconds, memorised)
 
 

@@ -1,9 +1,11 @@
 """From rows to the figure and its one sentence."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.lift.laboratory import Row, alike, grouped, mean
+from pipeline.lift.folds import FEW_VAL
+from pipeline.lift.laboratory import Row, alike, best, grouped, mean
 from pipeline.lift.statistics import paired_interval, sign_flip_p
 from pipeline.lift.trial import Bench, Mix, class_weights
 from pipeline.records import LiftFigure
@@ -25,7 +27,7 @@ def unjudged(reason: str, ratios: Sequence[float], seconds: float = 0.0, rows: S
 
 def judged(
     baseline: Sequence[Row], synthetic: Sequence[Row], every: Sequence[Row], bench: Bench, ratios: Sequence[float],
-    helps: bool, seconds: float, memorised: float | None = None,
+    helps: bool | None, seconds: float, memorised: float | None = None,
 ) -> LiftFigure:
     """The figure of `synthetic` against `baseline` on test, paired by seed.
 
@@ -33,7 +35,7 @@ def judged(
         baseline, synthetic: rows of one arm each, the same seeds in the same order.
         every: all rows that were made.
         bench: of the first replicate; gives classes and the class weights of the recommended mix.
-        helps: whether val prefers the synthetic arm.
+        helps: whether val prefers the synthetic arm; None: it is too small to tell, and test may still deny what it doesn't.
         memorised: share of samples that are near copies of training images; None where it was not measured.
     """
     before = [100 * row["test"]["balanced_accuracy"] for row in baseline]
@@ -42,10 +44,12 @@ def judged(
     interval = paired_interval(differences)
     recall_before, recall_after = _recall(baseline, bench.classes), _recall(synthetic, bench.classes)
     rival = strongest(every, baseline, after)
-    obstacle = why_no_win(interval, helps, _greatest_loss(recall_before, recall_after), memorised, _nonsense(every, before), rival)
-    chosen = synthetic[0] if helps else baseline[0]
+    loss = _greatest_loss(recall_before, recall_after)
+    obstacle = why_no_win(interval, helps is not False, loss, memorised, _nonsense(every, before), rival)
+    advised = obstacle is None if helps is None else helps
+    chosen = synthetic[0] if advised else baseline[0]
     return LiftFigure(
-        seeds=tuple(row["seed"] for row in baseline), chosen_ratio=synthetic[0]["ratio"] if helps else 0.0, ratios=tuple(ratios),
+        seeds=tuple(row["seed"] for row in baseline), chosen_ratio=synthetic[0]["ratio"] if advised else 0.0, ratios=tuple(ratios),
         baseline=tuple(round(v, 4) for v in before), synthetic=tuple(round(v, 4) for v in after),
         lift_pp=round(sum(differences) / len(differences), 4), interval_pp=(round(interval[0], 4), round(interval[1], 4)),
         recall_baseline=recall_before, recall_synthetic=recall_after,
@@ -53,6 +57,24 @@ def judged(
         seconds=round(seconds, 3), rows=tuple(flat(row) for row in every), won=obstacle is None,
         arms=(baseline[0]["arm"], synthetic[0]["arm"]), mix=recommended(chosen, bench), rival=rival,
     )
+
+
+def preference(without: Sequence[Row], synthetic: Sequence[Row], val: int) -> bool | None:
+    """Does val prefer synthetic images to none? None: it is no better with them, and too small for that to mean anything.
+
+    Twenty images are often all right either way. Below `FEW_VAL` of them a difference within two standard errors of the accuracy
+    itself (with one right and one wrong image added, so that a perfect score has an error too) says nothing.
+
+    Args:
+        without: rows of the way without synthesis that is best on val.
+        val: its images, of all splits.
+    """
+    if best([without, synthetic]) is synthetic:
+        return True
+    reached, lost = mean(without, "val", "balanced_accuracy"), mean(synthetic, "val", "balanced_accuracy")
+    share = (val * reached + 1) / (val + 2)
+    small = val < FEW_VAL and reached - lost <= 2 * math.sqrt(share * (1 - share) / val)
+    return None if small else False
 
 
 def strongest(every: Sequence[Row], baseline: Sequence[Row], synthetic: Sequence[float]) -> dict[str, Any]:
@@ -105,8 +127,8 @@ def why_no_win(
 ) -> str | None:
     """What stands between the figure and a win; None for a win.
 
-    A win needs an interval above zero, that val recommends synthetic images at all (where val can't tell them from none,
-    a difference on test alone proves nothing), no class whose recall falls by more than two points, and no more near
+    A win needs an interval above zero, that val doesn't advise against synthetic images (one that is large enough must prefer them,
+    see `preference`), no class whose recall falls by more than two points, and no more near
     copies than new images would show by chance. Nor may an arm without synthesis that val passed over (`rival`, see
     `strongest`) do as well on test. Where the same images under shuffled labels (`nonsense`, the lower end of their interval)
     are a win too, the trial itself is out of order.
@@ -127,7 +149,7 @@ def why_no_win(
 
 
 def sentence(
-    differences: Sequence[float], interval: tuple[float, float], synthetic: Row, title: str, helps: bool, obstacle: str | None,
+    differences: Sequence[float], interval: tuple[float, float], synthetic: Row, title: str, helps: bool | None, obstacle: str | None,
     rival: Mapping[str, Any] | None = None,
 ) -> str:
     """The verdict in one sentence.
@@ -135,6 +157,7 @@ def sentence(
     Args:
         synthetic: a row of the arm with synthesis.
         title: of the arm without.
+        helps: see `judged`.
         obstacle: see `why_no_win`.
         rival: see `strongest`.
     """
@@ -152,7 +175,8 @@ def sentence(
     if rival and n > 1:
         what += (f", and {_signed(rival['difference'])} ({_signed(rival['low'])} to {_signed(rival['high'])}) over {rival['title']}, "
                  "the best without synthesis on test")
-    return f"{obstacle or 'Lift'}: {what}{'' if helps else '; validation recommends none'}."
+    by_val = {True: "", False: "; validation recommends none", None: "; validation is too small to tell"}[helps]
+    return f"{obstacle or 'Lift'}: {what}{by_val}."
 
 
 def flat(row: Row) -> dict[str, Any]:

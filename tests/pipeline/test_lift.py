@@ -32,7 +32,7 @@ from pipeline.lift.pool import (
     spare_rows,
 )
 from pipeline.lift.trial import Mix
-from pipeline.lift.verdict import judged
+from pipeline.lift.verdict import judged, preference
 from pipeline.progress import NullProgress
 from pipeline.side_by_side import Stop, all_side_by_side, side_by_side
 from pipeline.store import Store
@@ -145,10 +145,10 @@ def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float =
 
 def figure_of(
     baseline: list[dict[str, Any]], synthetic: list[dict[str, Any]], memorised: float | None = 0.0,
-    more: Sequence[dict[str, Any]] = (),
+    more: Sequence[dict[str, Any]] = (), val: int = FEW_VAL,
 ) -> Any:
-    """The figure that a trial with these two arms comes to."""
-    laboratory = Laboratory([Replicate(0, 0, bench([4, 4]), oracle)], None, NullProgress(), on_threads(1))
+    """The figure that a trial with these two arms comes to, on so many val images."""
+    laboratory = Laboratory([Replicate(0, 0, bench([4, 4], val // 2), oracle)], None, NullProgress(), on_threads(1))
     laboratory.rows = [*baseline, *synthetic, *more]
     return lift._figure(chosen(baseline, best(grouped(synthetic))), laboratory, (0.5, 1.0), 0.0, memorised)
 
@@ -205,7 +205,7 @@ def test_a_win_needs_interval_val_every_class_and_no_copies() -> None:
 
 
 def test_where_val_is_level_its_log_loss_says_whether_synthesis_helps() -> None:
-    """Twenty val images often come out the same; how sure a classifier is of them still tells."""
+    """How sure a classifier is of the val images still tells."""
     plain = [row("A2", 0, s, 0.9, 0.80, nll=0.3) for s in range(6)]
     for nll, won in ((0.2, True), (0.3, False), (0.4, False)):
         figure = figure_of(plain, [row("G3", 0.5, s, 0.9, 0.82 + s / 1000, nll=nll) for s in range(6)])
@@ -214,11 +214,32 @@ def test_where_val_is_level_its_log_loss_says_whether_synthesis_helps() -> None:
     assert not worse.won and worse.chosen_ratio == 0         # accuracy first
 
 
+@pytest.mark.parametrize(("images", "without", "with_synthesis", "told"), [
+    (20, 0.95, 1.0, True), (20, 1.0, 1.0, None), (20, 1.0, 0.95, None), (20, 1.0, 0.85, False), (120, 0.95, 0.93, None),
+    (120, 0.95, 0.90, False), (FEW_VAL, 0.95, 0.95, False), (FEW_VAL - 1, 0.95, 0.95, None),
+])
+def test_a_few_val_images_tell_little(images: int, without: float, with_synthesis: float, told: bool | None) -> None:
+    assert preference([row("A2", 0, 0, without, 0.8)], [row("G3", 1, 0, with_synthesis, 0.8)], images) is told
+
+
+def test_a_val_too_small_to_tell_denies_nothing_and_recommends_what_test_does_not_deny() -> None:
+    plain = [row("A2", 0, s, 1.0, 0.80) for s in range(6)]
+    lifted = [row("G3", 0.5, s, 1.0, 0.82 + s / 1000, nll=0.2) for s in range(6)]
+    figure = figure_of(plain, lifted, val=20)
+    assert figure.won and (figure.chosen_ratio, figure.mix["ratio"]) == (0.5, 0.5)
+    assert figure.sentence.startswith("Lift: ") and figure.sentence.endswith("; validation is too small to tell.")
+    for denied in (figure_of(plain, [row("G3", 0.5, s, 1.0, 0.80 + (-1) ** s / 50) for s in range(6)], val=20),
+                   figure_of(plain, lifted, val=20, memorised=0.05),
+                   figure_of(plain, lifted, val=20, more=[row("A3", 0, s, 0.9, 0.83) for s in range(6)])):
+        assert not denied.won and (denied.chosen_ratio, denied.mix["ratio"]) == (0, 0)
+    assert not figure_of(plain, [row("G3", 0.5, s, 0.8, 0.82) for s in range(6)], val=20).won        # val says no, and clearly
+
+
 def test_the_recommended_mix_says_how_the_chosen_arm_was_trained() -> None:
     plain = [row("A3", 0, s, 0.80, 0.80, balanced=False, logit_adjustment=1.0) for s in range(3)]
     better = [row("G3", 1.0, s, 0.85, 0.82, balanced=False, logit_adjustment=1.0, distinct=20.0, weight=0.5, real_only_tail=0.25,
                   filter="p0.5", thresholds={"min_confidence": 0.5}) for s in range(3)]
-    laboratory = Laboratory([Replicate(0, 0, bench([9, 3]), oracle)], None, NullProgress(), on_threads(1))
+    laboratory = Laboratory([Replicate(0, 0, bench([9, 3], FEW_VAL), oracle)], None, NullProgress(), on_threads(1))
     laboratory.rows = plain + better
     mix = lift._figure(chosen(plain, better), laboratory, (1.0,), 0.0, 0.0).mix
     assert mix.pop("class_weights") == {"a": pytest.approx((9 + 1.5) / 18), "b": pytest.approx((3 + 4.5) / 18)}
