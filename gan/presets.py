@@ -251,7 +251,7 @@ def _for_data(case: Case) -> dict[str, Any]:
     # What a classifier gains from images of a generator that saw few (MNIST, 10 a class, 100 kimg, four seeds, points over the same
     # without): 0.6 from the last one, 0.6 … 0.9 from three or five of the run's last half, 1.0 from five of the whole run, 1.0 from
     # those of three runs. CIFAR-10, 50 a class, 1,000 kimg, three seeds: 3.9, 3.2, 4.0, 4.2; from such images alone -0.9 and, with five,
-    # +1.8. After 80 kimg the early ones cost more than variety brings (50 a class, benchmarks/presets.py, agreement / coverage of the last
-    # alone and of five): MNIST 0.983 / 0.609 and 0.969 / 0.587, CIFAR-10 0.607 / 0.656 and 0.543 / 0.642.
+    # +1.8. After 80 kimg the early ones cost more than variety brings (50 a class, judged as in benchmarks/presets.py; agreement / coverage
+    # of the last alone and of five): MNIST 0.983 / 0.609 and 0.969 / 0.587, CIFAR-10 0.607 / 0.656 and 0.543 / 0.642.
     snapshots = SNAPSHOTS if case.few and not case.too_short else 1
     return {"augment_p": p, "augment_ramp": 0.1, "label_prior_tau": 0.5 if case.imbalance > TAIL else 1.0, "snapshots": snapshots}
