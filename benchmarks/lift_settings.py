@@ -39,22 +39,23 @@ from pipeline import keys
 from pipeline.config import Config, LiftConfig, parse_config
 from pipeline.errors import MissingObject
 from pipeline.evaluation import FORMAT
-from pipeline.filtering import discriminator_of
+from pipeline.filtering import NO_FILTER, Filter, discriminator_of
 from pipeline.lift import Bench, Replicate, Rows, Schedule, compare, screen
 from pipeline.lift.laboratory import RowBook
+from pipeline.lift.pool import SyntheticPool
 from pipeline.lift.statistics import holm, sign_flip_p
 from pipeline.lift.verdict import summary
 from pipeline.mint import load_gan
 from pipeline.prepare import load_split, prepare
 from pipeline.progress import NullProgress
 from pipeline.records import LiftFigure
-from pipeline.seeds import derive, row_seeds
+from pipeline.seeds import derive
 from pipeline.store import Store
 from pipeline.training import choose_preset
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits-tail": {"source": {"format": "digits", "subset": {"longtail": {"head": 50, "ratio": 10}}},
-                    "prepare": {"splits": {"val": 0.15, "test": 0.45}}},
+                    "prepare": {"resolution": 16, "splits": {"val": 0.15, "test": 0.45}}},       # the scans have 8
     "mnist-tail": {"source": {"format": "idx", "subset": {"longtail": {"head": 4700, "ratio": 100}}}},
     "mnist-10": {"source": {"format": "idx", "subset": {"per_class": 12}}},
     "mnist-50": {"source": {"format": "idx", "subset": {"per_class": 59}}},
@@ -132,27 +133,32 @@ def generator(config: Config, bench: Bench, run: Store) -> bytes:
     return data
 
 
-def filter_network(bench: Bench, run: Store, seed: int) -> Classifier:
+def filter_network(bench: Bench, run: Store, seed: int, key: str = keys.FILTER) -> Classifier:
     """The filter's model, trained on the train split."""
     try:
-        return load_classifier(run.get(keys.FILTER))[0]
+        return load_classifier(run.get(key))[0]
     except MissingObject:
         pass
     net = train_classifier(
         bench.train.images.to(bench.device), bench.train.labels.to(bench.device), len(bench.classes), steps=bench.schedule.steps,
         seed=seed, balanced=True, batch_size=bench.schedule.batch_size, augment=bench.augment,
     )
-    run.put(keys.FILTER, save_classifier(net))
+    run.put(key, save_classifier(net))
     return net.cpu()
 
 
-def near_copies(replicate: Replicate, run: Store, samples: int = 1000) -> float:
-    """Share of generated images, even over the classes, that are nearer to a training image than unseen ones are."""
-    net, bench = load_classifier(run.get(keys.FILTER))[0], replicate.bench
-    labels = np.arange(samples) % len(bench.classes)
-    made = replicate.draw(labels, row_seeds(replicate.seed, -1, 0, samples))
-    train, test, generated = (embed(net, images)[0] for images in (bench.train.images, bench.test.images[:2000], made))
+def near_copies(replicate: Replicate, run: Store, wanted: Filter, samples: int = 1000) -> float:
+    """Share of generated images that pass the filter, even over the classes, that are nearer to a training image than unseen ones are."""
+    net, bench, model = judge_of(replicate, run), replicate.bench, replicate.model
+    pool = SyntheticPool(replicate.draw, len(bench.classes), derive(replicate.seed, "copies"), model.keep(wanted) if model else None)
+    made = pool.take(np.full(len(bench.classes), samples // len(bench.classes)))
+    train, test, generated = (embed(net, images)[0] for images in (bench.train.images, bench.test.images[:2000], made.images))
     return memorisation(train, test, generated).too_near
+
+
+def judge_of(replicate: Replicate, run: Store) -> Classifier:
+    """Another network than the filter's, trained on the train split alike: whose features say what is a copy."""
+    return filter_network(replicate.bench, run, derive(replicate.seed, "judge"), "judge.safetensors")
 
 
 def budget_of(args: argparse.Namespace) -> dict[str, float]:
@@ -216,12 +222,14 @@ def judge(args: argparse.Namespace, store: Store, make: Callable[[int], Replicat
     if processes:
         processes.prepare()
     replicates = [make(seed) for seed in range(args.seeds)]      # what processes have made is read
-    copies = [near_copies(r, store.child(f"s{r.number}")) for r in replicates]
-    print(f"near copies among the generated images: {', '.join(f'{share:.1%}' for share in copies)}")
+    published = Filter(**parse_settings(args.filter))
+    for wanted in dict.fromkeys((NO_FILTER, published)):
+        copies = [near_copies(r, store.child(f"s{r.number}"), wanted) for r in replicates]
+        print(f"near copies among the generated images, filter {wanted.name}: {', '.join(f'{share:.1%}' for share in copies)}")
     print(f"data, generators and filters after {time.perf_counter() - began:.0f} s", flush=True)
     config = LiftConfig(seeds=args.seeds, ratios=args.ratios, distinct=args.distinct, steps=args.steps, arms=args.arms)
     book = RowBook(store, inputs=f"{FORMAT} {args.setting} {budget_of(args)} {args.steps}")
-    return compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies),
+    return compare(config, replicates, Lines(), book, args.workers, even=True, memorised=max(copies), published=published,
                    runner=processes.run if processes else None)
 
 
@@ -238,6 +246,7 @@ def main() -> None:
     parser.add_argument("--arms", choices=["quick", "all"], default="all")
     parser.add_argument("--device", default="cpu", help="cuda: generators and classifiers on a GPU; needs no Ray")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes of the generators, which name the folder")
+    parser.add_argument("--filter", nargs="+", default=[], metavar="NAME=VALUE", help="sample.filter, as it will be published")
     parser.add_argument("--workers", type=int, help="trials at a time; one a CPU")
     parser.add_argument("--processes", type=int, help="to share the seeds out over, for a GPU")
     parser.add_argument("--folder", type=Path, default=Path("lift-settings"))

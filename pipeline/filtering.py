@@ -2,8 +2,9 @@
 
     confidence         probability of the asked label, by a classifier that is not the judge
     centroid_distance  to the class's centroid in that classifier's features; 1 = the median of unseen real images
-    nearest_distance   to the nearest training image in the same features, on the same scale: too near is a copy, too far
-                       an artefact
+    nearest_distance   to the nearest training image in the same features, over how far that one lies from the five nearest to it
+                       (as `gan.metrics.memorisation` has it: training rows lie thicker in a plain class than in a varied one);
+                       1 = the median of unseen real images. Too near is a copy, too far an artefact
     discriminator      the discriminator's logit less its median of unseen real images, where the generator has one
 
 Classifier, centroids and discriminator know the train split alone; the val split gives scales and quantiles.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gan.classifier import Classifier
     from gan.rejection import Critic
 
+THICKNESS_OF = 2000                                  # training rows that say how thickly such rows lie
 COMPANIONS = 16                                      # real rows kept for a discriminator that compares rows of a batch
 LEAST_FOR_MEDIAN = 5                                 # val rows of a class by which its own scale is known
 WITHOUT_DISCRIMINATOR = ("vae", "autoencoder")
@@ -80,6 +82,7 @@ class Reference:
     train: "Tensor"                                  # features float32 (N, 128)
     beside: tuple["Tensor", "Tensor"]                # the images and labels that the discriminator sees each row beside
     centroids: "Tensor"                              # float32 (classes, 128)
+    thinnest: float                                  # least distance that counts as a training row's from its neighbours
     scales: dict[str, "Tensor"]                      # score → what is 1 (distances) or 0 (discriminator), float32 (classes,)
     unseen: dict[str, "Tensor"]                      # score → the val split's own, sorted, float32 (n,)
 
@@ -87,7 +90,8 @@ class Reference:
         """As safetensors; `facts` in the header."""
         import safetensors.torch
 
-        tensors = {"train": self.train, "centroids": self.centroids, "images": self.beside[0], "labels": self.beside[1]}
+        tensors = {"train": self.train, "centroids": self.centroids, "images": self.beside[0], "labels": self.beside[1],
+                   "thinnest": self.train.new_tensor([self.thinnest])}
         tensors |= {f"scale/{k}": v for k, v in self.scales.items()} | {f"unseen/{k}": v for k, v in self.unseen.items()}
         return safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, {"facts": json.dumps(facts)})
 
@@ -101,7 +105,8 @@ class Reference:
         def named(prefix: str) -> dict[str, "Tensor"]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        return cls(tensors["train"], (tensors["images"], tensors["labels"]), tensors["centroids"], named("scale/"), named("unseen/"))
+        return cls(tensors["train"], (tensors["images"], tensors["labels"]), tensors["centroids"], float(tensors["thinnest"]),
+                   named("scale/"), named("unseen/"))
 
 
 class Screen:
@@ -114,6 +119,7 @@ class Screen:
 
     def __init__(self, net: "Classifier", reference: Reference, critic: "Critic | None" = None) -> None:
         self._net, self._reference, self._critic = net, reference, critic
+        self._thickness = reference.train.new_full((len(reference.train),), float("nan"))       # of training rows asked for so far
 
     @classmethod
     def fitted(
@@ -127,15 +133,15 @@ class Screen:
         from gan.rejection import Critic
 
         features, _ = embed(net, train[0])
-        centroids = torch.stack([_centroid(features[train[1] == c]) for c in range(classes)])
+        centroids, thinnest = torch.stack([_centroid(features[train[1] == c]) for c in range(classes)]), _thinnest(features)
         some = val if len(val[1]) else train
         beside = (some[0][:COMPANIONS].clone(), some[1][:COMPANIONS].clone())
         critic = Critic(discriminator, *beside) if discriminator is not None else None
-        raw = cls(net, Reference(features, beside, centroids, {}, {}), critic)
+        raw = cls(net, Reference(features, beside, centroids, thinnest, {}, {}), critic)
         scores = raw._measured(*val) if len(val[1]) else {}
-        middles = {k: _middles(v, val[1], classes, least=0.0 if k == "discriminator" else 1e-6) for k, v in scores.items()}
+        middles = {k: _middles(k, v, val[1], classes) for k, v in scores.items()}
         scaled = {k: _scaled(k, v, middles[k][val[1]]).sort().values for k, v in scores.items() if k != "confidence"}
-        return cls(net, Reference(features, beside, centroids, {k: middles[k] for k in scaled}, scaled), critic)
+        return cls(net, Reference(features, beside, centroids, thinnest, {k: middles[k] for k in scaled}, scaled), critic)
 
     @property
     def reference(self) -> Reference:
@@ -200,25 +206,51 @@ class Screen:
         from gan.metrics.distances import nearest
 
         features, logits = embed(self._net, images)
+        distance, row = (t[:, 0] for t in nearest(features, self._reference.train))
         scores = {
             "confidence": logits.softmax(dim=1).gather(1, labels[:, None])[:, 0],
             "centroid_distance": (features - self._reference.centroids[labels]).norm(dim=1),
-            "nearest_distance": nearest(features, self._reference.train)[0][:, 0],
+            "nearest_distance": distance / self._thickness_at(row),
         }
         return scores if self._critic is None else scores | {"discriminator": self._critic(images, labels)}
+
+    def _thickness_at(self, rows: "Tensor") -> "Tensor":
+        """Mean distance of these training rows to the five nearest others; each is measured once."""
+        from gan.metrics.memorisation import surroundings
+
+        asked = rows[self._thickness[rows].isnan()].unique()
+        if len(asked) and len(self._thickness) > 1:
+            self._thickness[asked] = surroundings(self._reference.train, asked, self._reference.thinnest)[1][asked]
+        return self._thickness[rows].nan_to_num(1.0)     # a single training row has no neighbours
 
 
 def _centroid(features: "Tensor") -> "Tensor":
     return features.mean(dim=0) if len(features) else features.new_zeros(features.shape[1])
 
 
-def _middles(values: "Tensor", labels: "Tensor", classes: int, least: float) -> "Tensor":
-    """Median of each class with enough rows, of all rows for the others; at least `least` where that is above 0."""
+def _thinnest(features: "Tensor") -> float:
+    """What a training row among its own doubles counts as lying from its neighbours."""
     import torch
 
+    from gan.metrics.memorisation import LEAST_THICKNESS, surroundings
+
+    if len(features) < 2:
+        return 0.0
+    rows = torch.arange(0, len(features), -(-len(features) // THICKNESS_OF))
+    return LEAST_THICKNESS * float(surroundings(features, rows, 0.0)[1][rows].median())
+
+
+def _middles(score: str, values: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
+    """Median of each class with enough rows, of all rows for the others; of a distance never 0.
+
+    The distance to the nearest training row is relative to where that lies already: one median for all.
+    """
+    import torch
+
+    least = LEAST_FOR_MEDIAN if score != "nearest_distance" else len(values) + 1
     own = [values[labels == c] for c in range(classes)]
-    found = torch.stack([v.median() if len(v) >= LEAST_FOR_MEDIAN else values.median() for v in own])
-    return found.clamp_min(least) if least else found
+    found = torch.stack([v.median() if len(v) >= least else values.median() for v in own])
+    return found if score == "discriminator" else found.clamp_min(1e-6)
 
 
 def _scaled(score: str, values: "Tensor", middle: "Tensor") -> "Tensor":

@@ -21,6 +21,7 @@ SOURCE_VARIABLE = "SOURCE_URL"                       # stands for a URL that hol
 _LOOKED_AT = 24
 _RESOLUTIONS = (8, 16, 32, 64)                       # larger ones are possible, and cost with their square
 _FEW = 1500                                          # images in all, of which a classifier gains most by more synthetic than real ones
+_ENOUGH_FOR_VAL = 100                                # images in all, whose val split says how near new ones come to the training images
 _KIMG, _KIMG_ON_GPU = 200, 1000                      # minutes of two cores; of a GPU half a minute
 _MIN_IMAGES = 3                                      # one each for train, val and test
 _IDX = re.compile(r"(^|[-_./])(images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?$|\.idx\d?(\.gz)?$", re.IGNORECASE)
@@ -156,6 +157,7 @@ def write_config(guess: Guess, publish_url: str, gpus: int) -> str:
         name=guess.name, format=guess.format, url=url, subset=subset, size=size, resolution=guess.resolution, channels=guess.channels,
         gpus=gpus, kimg=_KIMG_ON_GPU if gpus else _KIMG,
         target=_flow(guess.target), target_why=_why(guess), ratios=ratios, publish=_flow(publish_url),
+        filter=_COPIES_AGAIN if len(kept) > 1 and _ENOUGH_FOR_VAL <= sum(guess.rows_per_class[name] for name in kept) <= _FEW else "",
     )
 
 
@@ -172,6 +174,10 @@ def _flow(value: object) -> str:
     """`value` in YAML's flow style, which JSON is; braces that `format` would read stay out of the template."""
     return value if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) else json.dumps(value, ensure_ascii=False)
 
+
+_COPIES_AGAIN = """\
+  filter: {min_nearest_distance: 0.01}     # of few images a generator makes near copies: these are drawn again
+"""
 
 _TEMPLATE = """\
 # Written by `ganmill init`: {found}.
@@ -194,7 +200,7 @@ gate:
   min_lift_pp: 0.0               # publish only if that is proven; -1.0 lets a measured loss of one point pass
 sample:
   target: {target}                # {target_why}; or {{per_class: n}}, {{total: n}}, {{class: n, ...}}
-  format: parquet                # parquet | png | webdataset
+{filter}  format: parquet                # parquet | png | webdataset
 publish:
   url: {publish}                     # s3://bucket/prefix, gs://, az:// or a folder
 """

@@ -15,6 +15,7 @@ from torch import Tensor
 from gan.metrics.distances import nearest
 
 NEIGHBOURS = 5
+LEAST_THICKNESS = 0.05                               # of the median
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def memorisation(
         raise ValueError(f"{counts}: need 2, 1, 1")
     held, held_row = (t[:, 0] for t in nearest(held_out, train))
     made, made_row = (t[:, 0] for t in nearest(generated, train))
-    own, thickness = _surroundings(train, torch.cat([held_row, made_row]).unique())
+    own, thickness = surroundings(train, torch.cat([held_row, made_row]).unique())
     held_relative, relative = held / thickness[held_row], made / thickness[made_row]
     threshold = float(held_relative.sort().values[lower_rank(len(held), quantile)])
     order = relative.argsort(stable=True)[:pairs].tolist()
@@ -60,13 +61,19 @@ def memorisation(
     )
 
 
-def _surroundings(train: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to the nearest and mean distance to the five nearest other training rows; NaN but at `rows`."""
+def surroundings(train: Tensor, rows: Tensor, floor: float | None = None) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest and mean distance to the five nearest other training rows, float (n,); NaN but at `rows`.
+
+    Args:
+        train: features (n, d), n at least 2.
+        rows: int64, the ones wanted.
+        floor: least thickness, so that rows among their own doubles lie in some; None: a twentieth of the median of `rows`.
+    """
     near = nearest(train[rows], train, min(NEIGHBOURS, len(train) - 1) + 1)[0][:, 1:]     # the first is the row itself
     own, thickness = torch.full((2, len(train)), torch.nan, dtype=train.dtype)
     own[rows] = near[:, 0]
     mean = near.mean(dim=1)
-    thickness[rows] = mean.clamp_min(0.05 * float(mean.median())).clamp_min(1e-12)      # rows among their own doubles
+    thickness[rows] = mean.clamp_min(LEAST_THICKNESS * float(mean.median()) if floor is None else floor).clamp_min(1e-12)
     return own, thickness
 
 

@@ -67,6 +67,16 @@ def test_init_asks_more_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert (train.budget.kimg, train.gpus_per_worker) == (kimg, min(gpus, 1))
 
 
+@pytest.mark.parametrize(("counts", "again"), [
+    ({"cat": 60, "dog": 60}, True), ({"cat": 20, "dog": 20}, False),      # too few in val to say what is a copy
+    ({"cat": 120}, False),                                                # a single class has no classifier to measure by
+])
+def test_init_has_near_copies_of_few_images_drawn_again(tmp_path: Path, counts: dict[str, int], again: bool) -> None:
+    source, out = images(tmp_path / "pets", counts, (8, 8)), tmp_path / "c.yaml"
+    assert invoke("init", str(source), "--yes", "--out", str(out)).exit_code == 0
+    assert load_config(out).sample.filter == ({"min_nearest_distance": 0.01} if again else {})
+
+
 @pytest.mark.parametrize(("largest", "smallest", "classes", "target"), [
     (50, 5, 10, {"per_class": 1000}),                        # twenty times as many
     (1500, 15, 10, {"per_class": 2000}),                     # 20,000 in all

@@ -77,13 +77,45 @@ def test_wrong_labels_copies_and_artefacts_are_each_rejected_with_their_reason(s
 
 def test_the_scale_is_one_for_typical_unseen_rows_and_names_say_what_is_asked(sieve: Screen) -> None:
     scores = sieve.scores(DATA.val.images, DATA.val.labels)
-    for name in ("centroid_distance", "nearest_distance"):
-        for c in range(3):
-            assert float(scores[name][DATA.val.labels == c].median()) == pytest.approx(1.0, abs=0.02)
+    for c in range(3):
+        assert float(scores["centroid_distance"][DATA.val.labels == c].median()) == pytest.approx(1.0, abs=0.02)
+    assert float(scores["nearest_distance"].median()) == pytest.approx(1.0, abs=0.02)
     assert Filter(0.8, 0.95).name == "p0.8d0.95"
     assert Filter(min_nearest_distance=0.01, max_nearest_distance=0.99, min_discriminator=0.05).name == "n0.01f0.99c0.05"
     assert NO_FILTER.name == "none"
     assert NO_FILTER.asked == {}
+
+
+class Plane(torch.nn.Module):
+    """Two grey pixels are the two features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(2, 2)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) + 1) * 127.5
+
+
+def test_a_copy_is_as_near_as_its_class_lies_thick() -> None:
+    """Two steps from a training row: new where rows lie four apart, a copy where they lie thirty apart."""
+    def lattice(start: int, step: int) -> torch.Tensor:
+        return torch.cartesian_prod(*2 * [start + step * torch.arange(5)])
+
+    def images(points: torch.Tensor) -> torch.Tensor:
+        return points.to(torch.uint8).view(-1, 1, 1, 2)
+
+    thick, thin = lattice(0, 4), lattice(100, 30)
+    labels = torch.arange(2).repeat_interleave(25)
+    val = torch.cat([thick + 1, thin + 8]), labels            # a quarter of the way to the next, each
+    train = torch.cat([thick, thin]), labels
+    sieve = Screen.fitted(Plane(), (images(train[0]), labels), (images(val[0]), labels), 2)  # type: ignore[arg-type]
+    near = torch.cat([thick + torch.tensor([2, 0]), thin + torch.tensor([2, 0])])
+    reasons = sieve.judge(Filter(min_nearest_distance=0.01), images(near), labels)[1]
+    assert reasons == [""] * 25 + ["copy"] * 25
+    scores = sieve.scores(images(near), labels)["nearest_distance"]
+    assert float(scores[12]) == pytest.approx(2 / 2**0.5, rel=0.02)      # amid the thick ones, by the distance of val rows there: 1
+    assert torch.equal(scores, sieve.scores(images(near), labels)["nearest_distance"])     # whatever was asked before
 
 
 class Brightness(torch.nn.Module):
