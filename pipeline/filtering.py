@@ -45,7 +45,7 @@ class Filter:
 
     min_confidence: float = 0.0                      # probability of the asked label
     max_centroid_distance: float = 0.0               # 0.95: no farther from the centroid than 95 % of unseen real images
-    min_nearest_distance: float = 0.0                # 0.01: nearer than all but 1 % of them to a training image is a copy
+    min_nearest_distance: float = 0.0                # 0.03: nearer than all but 3 % of them to a training image is a copy
     max_nearest_distance: float = 0.0                # 0.99: farther than 99 % of them from every one is an artefact
     min_discriminator: float = 0.0                   # 0.05: the discriminator doubts it more than 95 % of them
 

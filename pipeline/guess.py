@@ -176,7 +176,7 @@ def _flow(value: object) -> str:
 
 
 _COPIES_AGAIN = """\
-  filter: {min_nearest_distance: 0.01}     # of few images a generator makes near copies: these are drawn again
+  filter: {min_nearest_distance: 0.03}     # of few images a generator makes near copies: these are drawn again
 """
 
 _TEMPLATE = """\

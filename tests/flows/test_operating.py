@@ -74,7 +74,7 @@ def test_init_asks_more_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_init_has_near_copies_of_few_images_drawn_again(tmp_path: Path, counts: dict[str, int], again: bool) -> None:
     source, out = images(tmp_path / "pets", counts, (8, 8)), tmp_path / "c.yaml"
     assert invoke("init", str(source), "--yes", "--out", str(out)).exit_code == 0
-    assert load_config(out).sample.filter == ({"min_nearest_distance": 0.01} if again else {})
+    assert load_config(out).sample.filter == ({"min_nearest_distance": 0.03} if again else {})
 
 
 @pytest.mark.parametrize(("largest", "smallest", "classes", "target"), [

@@ -88,6 +88,15 @@ def test_a_threshold_of_zero_asks_for_proof_and_one_below_for_no_more_than_the_f
     assert decide(STRICT.model_copy(update={"min_lift_pp": None}), lucky).passed
 
 
+def test_low_coverage_of_images_that_are_proven_to_help_names_the_threshold_that_would_pass() -> None:
+    few = changed(coverage=0.46)                     # as 100 images of MNIST reach, whose generator brings 1.2 points
+    said = decide(GateConfig(), few).reasons
+    assert len(said) == 1 and "--set gate.min_coverage=0.45" in said[0] and "+1.00 points" in said[0]
+    assert decide(GateConfig(min_coverage=0.45), few).passed
+    unproven = dataclasses.replace(with_lift(won=False), coverage=0.46)
+    assert "--set" not in decide(GateConfig(min_lift_pp=None), unproven).reasons[0]
+
+
 def test_all_reasons_are_given_and_a_gate_that_is_off_still_speaks() -> None:
     bad = changed(memorised=0.5, coverage=0.1)
     verdict = decide(STRICT.model_copy(update={"enabled": False}), bad)
