@@ -26,6 +26,7 @@ SNAPSHOTS = 5
 SNAPSHOTS_KIMG, SNAPSHOTS_KIMG_COLOUR = 100.0, 500.0
 SECONDS_PER_KIMG = {"cpu": 1.2, "cuda": 0.1}         # what it takes at least
 TAIL = 3.0                   # largest class over smallest, from which the label prior is tempered
+POOLING = 0.1                # see `gan.recipe.Recipe.class_pooling_of`
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,18 @@ def _dcgan(case: Case) -> Preset:
     # With it, no gain on MNIST either: batches that hold each class's exact share, 32 or 128 latent numbers, an average of half the
     # half-life, rates of 4e-3 or down to zero.
     recipe = {"loss": "hinge", "lr_g": lr, "lr_d": lr, "beta1": 0.0, "beta2": 0.99, "batch_size": batch_size,
-              "ema_half_life_kimg": 10.0, "precision": _fast(case)}
+              "ema_half_life_kimg": 10.0, "precision": _fast(case), "class_pooling": POOLING if _pools(case) else 0.0}
     return {"options": (("d_blocks", blocks), ("features", features))}, recipe
+
+
+def _pools(case: Case) -> bool:
+    """Whether rare classes are drawn to the others: on a tail of grey images, where it was measured.
+
+    Digits, 36 … 4 a class, 200 kimg, four seeds: near copies 1.5 … 9.1 % of all without, 0.0 … 1.8 % with 0.1, and a classifier that sees
+    generated images alone makes 96.8 % where it made 95.7. Of the worst of them, in G alone 6.3 %; in both players with 0.25 and 0.8 the
+    rarest classes begin to look like others (agreement 0.8 and 0.5 by a classifier that knows no more).
+    """
+    return case.channels == 1 and case.imbalance > TAIL
 
 
 def _sngan(case: Case) -> Preset:

@@ -64,6 +64,7 @@ class Recipe:
     feature_steps: int = 400                         # of the classifier whose features D may see; fewer in short runs
     label_ramp: float = 0.0                          # share of the run over which labels begin to count, from coarse to fine
     class_noise: float = 0.0                         # on G's class embeddings in training, for a class of one image; see class_noise_of
+    class_pooling: float = 0.0                       # what is learnt of a rare class alone is drawn to the mean; see class_pooling_of
 
     precision: str = "float32"                       # float32 | bf16 (autocast; weights stay float32)
     penalty_precision: str = "float32"               # the same of the penalties' passes; the finite difference needs float32
@@ -130,6 +131,15 @@ class Recipe:
         σ·(1 - α)/(1 - αⁿ) with α = 0.99: σ for one image, a hundredth of it for hundreds (NoisyTwins, equation 4, after Cui 2019).
         """
         return self.class_noise * 0.01 / (1 - 0.99**images) if images else 0.0
+
+    def class_pooling_of(self, images: int) -> float:
+        """Share of the way to the mean of all classes that what is learnt of a class of so many images goes at each step, 0 … 1.
+
+        σ/n², times the rate's schedule. Of four images D learns which four they are, and G copies them; what both learn of a class alone
+        is therefore pooled with the others' (partial pooling, Gelman & Hill 2007), the more the fewer its images are: with 0.1 a
+        class of 4 goes 0.6 % of the way at each step, a class of 40 none that counts.
+        """
+        return min(1.0, self.class_pooling / images**2) if images else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -200,6 +210,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "beta2_start": (0, 0.999999), "r1_gamma": (0, math.inf), "r2_gamma": (0, math.inf), "gamma_decay": (1e-9, 1e9),
     "penalty_step": (0, math.inf), "penalty_share": (1e-3, 1), "wgan_gp_weight": (0, math.inf), "clip": (0, math.inf),
     "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "label_ramp": (0, 1), "class_noise": (0, math.inf),
+    "class_pooling": (0, math.inf),
     "checkpoint_every_kimg": (1e-6, math.inf),
     "checkpoint_every_s": (1e-6, math.inf), "snapshots": (1, MOST_SNAPSHOTS), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
 }

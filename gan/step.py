@@ -14,7 +14,7 @@ from gan import penalties
 from gan.augment import Draw, apply
 from gan.errors import BadRecipe
 from gan.losses import loss_by_name
-from gan.networks.norm import Embedding, set_label_strength
+from gan.networks.norm import Embedding, label_tables, pool_, set_label_strength
 from gan.recipe import Recipe
 from gan.sampler import Sampler, as_float
 from gan.workers import Workers
@@ -55,8 +55,10 @@ class Update:
         self.class_noise = torch.tensor([recipe.class_noise_of(int(n)) for n in sampler.counts], device=self.device)
         tables = [m for m in players.g.modules() if isinstance(m, Embedding)]
         self.noisy = tables if recipe.class_noise > 0 else []
-        if not tables and (recipe.class_noise > 0 or recipe.label_ramp > 0):
-            raise BadRecipe("label_ramp and class_noise work on class embeddings, which this family's generator has none of")
+        self.of_labels = {network: label_tables(network) for network in (players.g, players.d)}
+        self.pooling = torch.tensor([recipe.class_pooling_of(int(n)) for n in sampler.counts], device=self.device)
+        if not tables and (recipe.class_noise > 0 or recipe.label_ramp > 0 or recipe.class_pooling > 0):
+            raise BadRecipe("label_ramp, class_noise and class_pooling work on class embeddings, which this family's generator has none of")
 
     def __call__(self, now: Moment, control: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Updates the players.
@@ -108,7 +110,7 @@ class Update:
         readings = dict(zip(("loss_d", "real_logit", "fake_logit", *gradients), shared))
         if now.measure:
             readings["grad_norm_d"] = _gradient_norm(d)
-        self.players.opt_d.step()
+        self._descend(d, self.players.opt_d, recipe.lr_d)
         if recipe.clip > 0:
             penalties.clip_weights_(d, recipe.clip)
         return readings, shared[len(figures):]
@@ -131,8 +133,14 @@ class Update:
         readings = {"loss_g": self.workers.average_(g, loss.detach().view(1))[0]}
         if now.measure:
             readings["grad_norm_g"] = _gradient_norm(g)
-        self.players.opt_g.step()
+        self._descend(g, self.players.opt_g, recipe.lr_g)
         return readings
+
+    def _descend(self, network: nn.Module, optimizer: torch.optim.Optimizer, highest: float) -> None:
+        """The optimizer's step, and the rare classes' towards the others."""
+        optimizer.step()
+        if self.recipe.class_pooling > 0:
+            pool_(self.of_labels[network], self.pooling * (optimizer.param_groups[0]["lr"] / highest))
 
     def _fake(self, y: Tensor) -> Tensor:
         """G(z, y), z ~ N(0, I), y's embedding blurred for rare classes."""

@@ -181,7 +181,7 @@ class TrainConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters by name (`lr_g`, `width`, `checkpoint_every_kimg`, …), see `gan/recipe.py`: among them `restarts` (how often
     a run gone wrong goes back to its last good checkpoint), `snapshots` (generators of the run to sample from) and, against imbalance,
-    `label_prior_tau`, `label_ramp`, `class_noise`; with `gaussians`, `gan/plane.py`."""
+    `label_prior_tau`, `label_ramp`, `class_noise`, `class_pooling`; with `gaussians`, `gan/plane.py`."""
 
     @model_validator(mode="after")
     def _elastic_downwards(self) -> "TrainConfig":

@@ -1,5 +1,6 @@
 """Batch normalisation that can be conditional on the class and can share its statistics among workers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -113,6 +114,24 @@ def set_label_strength(network: nn.Module, strength: float) -> None:
     for module in network.modules():
         if isinstance(module, Embedding | BatchNorm):
             module.strength = strength
+
+
+def label_tables(network: nn.Module) -> list[Tensor]:
+    """What the network learns of each label alone: parameters with one row a label."""
+    found: list[Tensor] = []
+    for module in network.modules():
+        if isinstance(module, Embedding):
+            found.append(module.weight)
+        elif isinstance(module, BatchNorm) and len(module.gain) > 1:
+            found += [module.gain, module.bias]
+    return found
+
+
+@torch.no_grad()
+def pool_(tables: Sequence[Tensor], shares: Tensor) -> None:
+    """Draws each row to the mean of all rows, label y by `shares`[y] of the way, float (classes,)."""
+    for table in tables:
+        table.lerp_(table.mean(0).expand_as(table), shares[:, None])
 
 
 class Spectral(nn.Module):

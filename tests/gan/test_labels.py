@@ -8,7 +8,7 @@ from gan import loop
 from gan.errors import BadRecipe
 from gan.loop import train
 from gan.networks import NetSpec, build
-from gan.networks.norm import Embedding, set_label_strength
+from gan.networks.norm import Embedding, label_tables, pool_, set_label_strength
 from gan.recipe import Recipe
 from gan.sampler import Sampler
 from gan.step import Moment, Players, Update
@@ -52,6 +52,8 @@ def test_schedules() -> None:
     assert Recipe().label_strength_at(0) == 1.0
     assert [recipe.class_noise_of(n) for n in (0, 1, 5000)] == pytest.approx([0, 0.5, 0.005])
     assert recipe.class_noise_of(10) > 2 * recipe.class_noise_of(40)
+    pooled = Recipe(class_pooling=2.0)
+    assert [pooled.class_pooling_of(n) for n in (0, 1, 2, 10, 1000)] == pytest.approx([0, 1, 0.5, 0.02, 2e-6])
 
 
 def test_a_rare_class_is_blurred_in_training_and_no_other_is(squares: Data) -> None:
@@ -74,9 +76,41 @@ def test_a_rare_class_is_blurred_in_training_and_no_other_is(squares: Data) -> N
     assert changed[y == 1].min() > 5 * changed[y == 0].max() > 0
 
 
+def test_pooling_draws_each_label_to_the_mean_by_its_share_and_keeps_the_rest() -> None:
+    g, d = build(NetSpec("dcgan", 8, 1, 3, z_dim=8, width=8), seed=0)
+    tables = label_tables(g) + label_tables(d)
+    assert len(tables) == 7                          # G: its label, gain and bias of two norms; D: label and projection
+    assert all(len(table) == 3 for table in tables)
+    rest = {name: p.clone() for network in (g, d) for name, p in network.named_parameters() if not any(p is t for t in tables)}
+    with torch.no_grad():
+        tables[1].copy_(torch.tensor([[0.0], [3.0], [9.0]]).expand_as(tables[1]))
+    pool_(tables, torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.equal(tables[1][:, 0], torch.tensor([0.0, 3.5, 4.0]))
+    assert all(torch.equal(p, rest[name]) for network in (g, d) for name, p in network.named_parameters() if name in rest)
+
+
+def test_a_step_pools_what_is_learnt_of_a_rare_class_by_the_rates_schedule(squares: Data) -> None:
+    """Two steps that differ by the pooling alone: the rare class's row has gone its share of the way, the other's next to none."""
+    of_class = [squares[0][squares[1] == c] for c in range(2)]
+    images, labels = torch.cat([of_class[0], of_class[1][:2]]), torch.cat([torch.zeros(200, dtype=torch.int64), torch.ones(2).long()])
+    tables = {}
+    for pooling in (0.0, 2.0):
+        recipe = SHORT.replace({"class_pooling": pooling, "lr_g": 1e-3, "lr_d": 1e-3})
+        state = loop.new_state(images, labels, NetSpec("dcgan", 8, 1, 2, z_dim=8, width=8), recipe, 0, torch.device("cpu"))
+        update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), recipe, Sampler(images, labels, 2, 0.0, 0, 16), Workers(1))
+        for optimizer in (state.opt_g, state.opt_d):
+            optimizer.param_groups[0]["lr"] = 0.5e-3             # half of the highest: half of the share
+        update(Moment(0), torch.zeros(3))
+        tables[pooling] = [t.detach() for t in update.of_labels[state.d]]
+    share = torch.tensor([2 / 200**2, 2 / 2**2])[:, None] / 2
+    for plain, pooled in zip(tables[0.0], tables[2.0]):
+        torch.testing.assert_close(pooled, plain + share * (plain.mean(0) - plain))
+
+
 def test_a_family_without_embeddings_says_so(squares: Data) -> None:
-    with pytest.raises(BadRecipe, match="class embeddings"):
-        train(*squares, NetSpec("mlp", 8, 1, 2, z_dim=4, width=8), SHORT.replace({"label_ramp": 0.5}), seed=0)
+    for change in ({"label_ramp": 0.5}, {"class_noise": 0.5}, {"class_pooling": 0.1}):
+        with pytest.raises(BadRecipe, match="class embeddings"):
+            train(*squares, NetSpec("mlp", 8, 1, 2, z_dim=4, width=8), SHORT.replace(change), seed=0)
 
 
 def test_training_follows_the_ramp(squares: Data, monkeypatch: pytest.MonkeyPatch) -> None:

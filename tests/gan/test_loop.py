@@ -47,7 +47,7 @@ VARIANTS = [
     {"loss": "wasserstein", "clip": 0.05, "optimizer": "rmsprop"}, {"loss": "minimax", "precision": "bf16"},
     {"r1_gamma": 0.2, "penalty_step": 0.1, "penalty_every": 2, "penalty_share": 0.5, "ema_every": 2},
     {"beta2_start": 0.9, "ema_half_life_kimg": 0.0, "channels_last": False},
-    {"label_ramp": 0.6, "class_noise": 0.5, "label_prior_tau": 0.5},
+    {"label_ramp": 0.6, "class_noise": 0.5, "label_prior_tau": 0.5, "class_pooling": 4.0},
 ]
 
 

@@ -52,7 +52,7 @@ VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("dcgan", {}, {"augment_p": 0.5, "augment_ramp": 0.5}),
     ("dcgan", {"features": 8}, {"precision": "bf16"}),
     ("dcgan", {}, {"loss": "relativistic", "r1_gamma": 0.3, "r2_gamma": 0.3, "gamma_decay": 0.1, "fresh_g_batch": True, "augment_p": 0.5}),
-    ("sngan", {}, {"class_noise": 0.5, "label_prior_tau": 0.5}),
+    ("sngan", {}, {"class_noise": 0.5, "label_prior_tau": 0.5, "class_pooling": 4.0}),
     ("dcgan", {}, {"loss": "wasserstein", "wgan_gp_weight": 10.0, "joint_pass": False}),
     ("r3", {"group_width": 4}, {"loss": "relativistic", "r1_gamma": 0.1, "r2_gamma": 0.1}),
     ("mlp", {}, {"channels_last": False}),
