@@ -12,6 +12,7 @@ Rows that the file holds are not measured again.
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000000")
 
@@ -27,6 +28,7 @@ from two_workers import train_with_two_workers
 from gan.augment import Augmentation
 from gan.errors import GanError
 from gan.presets import Budget, choose
+from gan.recipe import parse_settings
 from gan.sampling import generate
 
 HEADS = (50, 500, 5000)
@@ -56,10 +58,10 @@ def settings(data: Data) -> list[tuple[str, Data]]:
     return found
 
 
-def measured(data: Data, part: Data, measure: Measure, kimg: float, seed: int) -> Row:
-    """The figures of `auto` on this part, and the coverage of as many real images that lie in the train split."""
+def measured(data: Data, part: Data, measure: Measure, kimg: float, seed: int, options: dict[str, Any]) -> Row:
+    """The figures of `auto` on this part, with `options` changed."""
     spec, recipe, _ = choose("auto", part.train.shape[2], part.train.shape[1], torch.bincount(part.labels).tolist(),
-                                  Budget(kimg=kimg), augment=Augmentation(flip=data.flip))
+                             Budget(kimg=kimg), augment=Augmentation(flip=data.flip), options=options)
     try:
         made = train_with_two_workers(part.train, part.labels, spec, recipe, seed)
     except GanError as e:
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("--kimg", type=float, default=120)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", help="of the settings' names, comma-separated")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes of the generators by name")
     parser.add_argument("--out", type=Path, required=True, help=".jsonl of rows, added to; the judges lie beside it")
     args = parser.parse_args()
     rows = RowFile(args.out)
@@ -113,9 +116,9 @@ def main() -> None:
             rows.add(row | real(data, measure))
         for seed in range(args.seeds):
             for name, part in settings(data):
-                row = {"data": data.name, "name": name, "kimg": args.kimg, "seed": seed}
+                row = {"data": data.name, "name": " ".join([name, *args.set]), "kimg": args.kimg, "seed": seed}
                 if not rows.has(row) and (args.only is None or name in args.only.split(",")):
-                    rows.add(row | measured(data, part, measure, args.kimg, seed))
+                    rows.add(row | measured(data, part, measure, args.kimg, seed, parse_settings(args.set)))
     print(table(rows.read()))
 
 

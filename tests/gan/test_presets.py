@@ -49,6 +49,13 @@ def test_few_images_are_augmented_and_long_tails_tempered() -> None:
     assert choose("dcgan", 32, 1, [4000, 4000, 0], Budget(kimg=1))[1].label_prior_tau == 1.0
 
 
+@pytest.mark.parametrize(("channels", "counts", "kimg", "pooled"), [
+    (1, [36, 4], 200, True), (1, [36, 4], 60, False), (1, [10, 10], 200, False), (3, [36, 4], 1000, False),
+])
+def test_rare_classes_are_pooled_where_it_was_measured(channels: int, counts: list[int], kimg: float, pooled: bool) -> None:
+    assert (choose("auto", 16, channels, counts, Budget(kimg=kimg))[1].class_pooling > 0) == pooled
+
+
 def test_a_gpu_takes_large_batches_where_the_budget_bears_them() -> None:
     sizes = [choose("dcgan", 32, 1, [5000] * 10, budget, device)[1].batch_size for budget, device in (
         (Budget(seconds=60), "cuda"), (Budget(kimg=5000), "cuda:1"), (Budget(kimg=60), "cuda"), (Budget(seconds=60), "cpu"))]
