@@ -168,7 +168,7 @@ def budget_of(args: argparse.Namespace) -> dict[str, float]:
 
 def made(args: argparse.Namespace, where: str, seed: int) -> Replicate:
     """The replicate of a seed, in whichever process."""
-    config = setting(args.setting, seed, args.data, budget_of(args), parse_settings(args.set))
+    config = setting(args.setting, args.first_seed + seed, args.data, budget_of(args), parse_settings(args.set))
     return replicate(config, seed, Store(where).child(f"s{seed}"), args.steps, args.device)
 
 
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("setting", choices=[*SETTINGS, "summary"])
     parser.add_argument("--data", help="URL of the source, but for digits")
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0, help="others than something was chosen on; names the folder")
     parser.add_argument("--kimg", type=float, help="generator's budget, thousands of images")
     parser.add_argument("--minutes", type=float, help="or in minutes")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 2.0])
@@ -256,7 +257,8 @@ def main() -> None:
         return
     print(machine())
     began = time.perf_counter()
-    where = str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget_of(args).items()), *args.set]))
+    first = [f"from{args.first_seed}"] if args.first_seed else []
+    where = str(args.folder / "-".join([args.setting, *(f"{k}{v:g}" for k, v in budget_of(args).items()), *args.set, *first]))
     store, make = Store(where), functools.partial(made, args, where)
     with Processes(make, args.seeds, args.processes) if args.processes else contextlib.nullcontext() as processes:
         figure = judge(args, store, make, processes)
