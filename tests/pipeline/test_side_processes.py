@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from gan.classical import ClassicalAugment
 from pipeline.config import LiftConfig
@@ -17,7 +16,6 @@ SEEDS = 3
 
 def make(seed: int) -> Replicate:
     """A replicate with splits of its own; picklable by its name."""
-    torch.set_num_threads(1)
     splits = [rows([n, n], 10 * seed + k) for k, n in enumerate((12, 6, 20, 8))]
     bench = Bench(*splits, ("across", "down"), ClassicalAugment(), Schedule(6, 8, 4))
     return Replicate(seed, 100 + seed, bench, oracle)
