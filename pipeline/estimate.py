@@ -10,7 +10,7 @@ from gan.precision import has_bf16
 from pipeline.config import Config, LiftConfig
 from pipeline.filtering import NO_FILTER, Filter
 from pipeline.lift import FILTER, Schedule
-from pipeline.lift.folds import FEW_VAL, FOLDS
+from pipeline.lift.folds import FEW_VAL, FEW_VAL_QUICK, FOLDS
 
 TRAIN_ON_CPU = {True: 1300.0, False: 400.0}          # images/s of the default model
 TRAIN_ON_GPU = 30_000.0
@@ -70,7 +70,7 @@ def classifiers(asked: LiftConfig, val: int, *, own_filter: bool = False, even: 
         even: whether rows of every class will be published.
     """
     if asked.arms == "quick":
-        return asked.seeds * (2 * len(asked.ratios) + 1)
+        return asked.seeds * (2 * len(asked.ratios) + 1) + (FOLDS * (len(asked.ratios) + 1) if val < FEW_VAL_QUICK else 0)
     mixes = (3 if own_filter else 2) * len(asked.ratios)
     tries = 2 * mixes + 3 + even
     return asked.seeds * (2 * tries + 4) + (FOLDS * tries if val < FEW_VAL else 0)

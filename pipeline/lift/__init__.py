@@ -23,7 +23,7 @@ from pipeline.config import LiftConfig
 from pipeline.filtering import NO_FILTER, Filter, Screen
 from pipeline.lift import arms
 from pipeline.lift.arms import Arm
-from pipeline.lift.folds import folded
+from pipeline.lift.folds import FEW_VAL, FEW_VAL_QUICK, folded
 from pipeline.lift.laboratory import Laboratory, Replicate, Row, RowBook, Runner, alike, best, grouped, mean, on_threads
 from pipeline.lift.pool import Draw, Keep, Rows
 from pipeline.lift.remote import cluster_is_larger, on_ray
@@ -157,16 +157,16 @@ class Course:
         """What is best on val of either kind; of the ways without synthesis by cross-validation, where val is small."""
         ways = arms.ladder(self.config.ratios, self.quick)[: self.tries]
         ladder = [(arm, Mix(ratio, distinct=self.config.distinct if ratio else 1)) for arm, ratio in ways]
-        folds = [] if self.quick else folded(list(self.laboratory.replicates.values()))      # a quick trial has a few ways
+        folds = folded(list(self.laboratory.replicates.values()), FEW_VAL_QUICK if self.quick else FEW_VAL)
         beside = 1 if self.quick else 4              # stronger augmentation, or the controls
-        expected = len(self.laboratory.replicates) * (len(ladder) + self.tries + beside) + len(folds) * len(ladder)
-        plain = grouped(self.laboratory.conduct(ladder, expected))
+        expected = (len(self.laboratory.replicates) * (len(ladder) + self.tries + beside)
+                    + len(folds) * (len(ladder) + self.quick))
+        plain, trusted = self._without_synthesis(ladder, folds, expected)
         tried = [arm for arm, _ in ways]
         if self.quick:
-            stronger = [arm for arm in arms.stronger(self._base(plain, tried)) if arm not in tried]
-            plain += grouped(self.laboratory.conduct([(arm, Mix()) for arm in stronger], expected))
-            tried += stronger
-        trusted = grouped(self.laboratory.conduct_on_folds(folds, ladder, expected)) if folds else plain
+            stronger = [arm for arm in arms.stronger(self._base(trusted, tried)) if arm not in tried]
+            more = self._without_synthesis([(arm, Mix()) for arm in stronger], folds, expected)
+            plain, trusted, tried = plain + more[0], trusted + more[1], tried + stronger
         baseline = _like(best(trusted), plain)
         base = self._base(trusted, tried)
         chosen = Chosen(baseline, None, best(plain) or baseline, _percentages(trusted) if folds else {})
@@ -185,6 +185,13 @@ class Course:
             asked = [(arm, headroom if arm.added is arms.Added.REAL else mix) for arm in arms.controls(base)]
             self.laboratory.conduct([*asked, (arms.SYNTHETIC_ALONE, mix)], expected)
         return replace(chosen, synthetic=synthetic)
+
+    def _without_synthesis(
+        self, ways: Sequence[tuple[Arm, Mix]], folds: Sequence[Replicate], expected: int,
+    ) -> tuple[list[list[Row]], list[list[Row]]]:
+        """Rows of each way: with their own val, and those to choose by, which are the same where nothing is folded."""
+        plain = grouped(self.laboratory.conduct(ways, expected))
+        return plain, grouped(self.laboratory.conduct_on_folds(folds, ways, expected)) if folds else plain
 
     def _base(self, plain: Sequence[Sequence[Row]], tried: Sequence[Arm]) -> Arm:
         """The best on val of balanced sampling and logit adjustment, at whatever strength."""

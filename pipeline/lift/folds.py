@@ -17,15 +17,16 @@ from pipeline.seeds import derive
 
 FOLDS = 4
 FEW_VAL = 500                # images in val from which its own choice is trusted: with fewer, 95 % right scatters by a point and more
+FEW_VAL_QUICK = 50           # the same for a quick trial, which has few ways to choose among: with fewer, an image is two points and more
 
 
-def folded(replicates: Sequence[Replicate]) -> list[Replicate]:
+def folded(replicates: Sequence[Replicate], few: int = FEW_VAL) -> list[Replicate]:
     """Each distinct bench of the replicates as `FOLDS` replicates, numbered from 0.
 
-    Val and test of each are the fold that it doesn't train on. Empty where every bench's val is large enough.
+    Val and test of each are the fold that it doesn't train on. Empty where every bench's val has `few` images or more.
     """
     distinct = {r.bench.train.images.data_ptr(): r for r in replicates}.values()
-    if all(len(r.bench.val) >= FEW_VAL for r in distinct):
+    if all(len(r.bench.val) >= few for r in distinct):
         return []
     benches = [(derive(r.seed, "fold", k), bench) for r in distinct for k, bench in enumerate(_benches(r.bench, r.seed))]
     # Nothing is drawn from a generator here: `draw` of the first is never asked.

@@ -19,7 +19,7 @@ from pipeline.estimate import classifiers
 from pipeline.filtering import Filter
 from pipeline.lift import Bench, Rows, Schedule, measure_lift, remote, why_not
 from pipeline.lift.arms import ADJUSTED, BALANCED, controls, with_synthesis
-from pipeline.lift.folds import FEW_VAL
+from pipeline.lift.folds import FEW_VAL, FEW_VAL_QUICK
 from pipeline.lift.laboratory import Laboratory, Replicate, RowBook, Trial, best, grouped, on_threads
 from pipeline.lift.pool import (
     CannotFill,
@@ -336,7 +336,7 @@ def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
     assert len(without) == len(with_synthesis)
     quick = measure_lift(LiftConfig(seeds=1, ratios=[1.0], steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
     assert {(row["even"], row["real_only_tail"]) for row in quick.rows if row["arm"] == "G3"} == {(True, 0.25)}
-    assert len(quick.rows) == classifiers(LiftConfig(seeds=1, ratios=[1.0]), 10)
+    assert len(quick.rows) == classifiers(LiftConfig(seeds=1, ratios=[1.0]), FEW_VAL_QUICK)
 
 
 def test_rows_are_tried_as_they_will_be_published() -> None:

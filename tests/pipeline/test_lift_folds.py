@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from gan.classical import ClassicalAugment
 from pipeline import lift
 from pipeline.config import LiftConfig
+from pipeline.estimate import classifiers
 from pipeline.lift import Bench, Rows, Schedule, measure_lift
-from pipeline.lift.folds import FEW_VAL, FOLDS, assign, folded
+from pipeline.lift.folds import FEW_VAL, FEW_VAL_QUICK, FOLDS, assign, folded
 from pipeline.lift.laboratory import Replicate
 from pipeline.lift_section import _story
 from pipeline.progress import NullProgress
@@ -78,33 +79,66 @@ def test_splits_of_their_own_are_folded_each_and_a_large_val_is_enough() -> None
     assert folded([Replicate(0, 0, large, no_draw)]) == []
 
 
-@pytest.mark.parametrize("arms", ["all", "quick"])
-def test_folds_choose_the_way_without_synthesis_that_a_small_val_gets_wrong(
-    arms: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Val prefers balanced sampling by chance; every fold knows that logit adjustment is better."""
-    data = bench([0] * 8 + [1] * 8, [0, 1] * 50, [0, 1] * 50)
+Told = list[tuple[str, bool]]
 
-    def planted(arm: Any, mix: Any, where: Bench, added: Rows | None, seed: int, stop: Any = None) -> dict[str, Any]:
+
+def planted(monkeypatch: pytest.MonkeyPatch, on_val: dict[str, float], on_folds: dict[str, float]) -> Told:
+    """Trials come out as said, with 0.85 and 0.7 for the rest; returns what was tried, as (arm, on a fold)."""
+    tried: Told = []
+
+    def trial(arm: Any, mix: Any, where: Bench, added: Rows | None, seed: int, stop: Any = None) -> dict[str, Any]:
         fold = where.val is where.test
-        value = {"A2": 0.6 if fold else 0.9, "A3": 0.8}.get(arm.name, 0.7 if fold else 0.85)
+        tried.append((arm.name, fold))
+        value = on_folds.get(arm.name, 0.7) if fold else on_val.get(arm.name, 0.85)
         split = {"balanced_accuracy": value, "rarest_third": value, "macro_f1": value, "nll": 1 - value, "ece": 0.0,
                  "recall": {0: value, 1: value}}
         return {"val": split, "test": split, "added_rows": 0, "seconds": 0.0}
 
-    monkeypatch.setattr(lift.laboratory, "run_trial", planted)
+    monkeypatch.setattr(lift.laboratory, "run_trial", trial)
+    return tried
 
-    def draw(labels: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
-        return distinct(labels.tolist(), 40_000).images
 
-    run, config = Store(str(tmp_path)), LiftConfig.model_validate({"seeds": 2, "ratios": [0.5, 1.0], "arms": arms})
+def draw(labels: np.ndarray, seeds: np.ndarray) -> torch.Tensor:
+    return distinct(labels.tolist(), 40_000).images
+
+
+def test_folds_choose_the_way_without_synthesis_that_a_small_val_gets_wrong(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Val prefers balanced sampling by chance; every fold knows that logit adjustment is better."""
+    data = bench([0] * 8 + [1] * 8, [0, 1] * 50, [0, 1] * 50)
+    planted(monkeypatch, {"A2": 0.9, "A3": 0.8}, {"A2": 0.6, "A3": 0.8})
+    run, config = Store(str(tmp_path)), LiftConfig.model_validate({"seeds": 2, "ratios": [0.5, 1.0], "arms": "all"})
     figure = measure_lift(config, data, draw, 0, NullProgress(), run=run, inputs="x", workers=1)
     kept = [info.key for info in run.list("evaluation/lift/") if "-x" in info.key]
-    if arms == "quick":                              # two ways: what is at stake is less than what folds cost
-        assert figure.arms[0] == "A2" and not figure.cross_validated and not kept
-        return
     assert figure.arms[0] == "A3" and figure.cross_validated["A3"] == 80.0 and figure.cross_validated["A2"] == 60.0
     assert {"A4, ratio 1"} <= set(figure.cross_validated) and len(kept) == FOLDS * len(figure.cross_validated)
     assert "logit adjustment" in figure.sentence and {row["seed"] for row in figure.rows} == {0, 1}
     assert "by cross-validation over it and the training images: A3 80.00 %, " in _story(figure)
     assert figure.chosen_ratio == 0.0                # 0.85 with synthesis on val is less than the 0.9 that some way without makes there
+
+
+@pytest.mark.parametrize(("on_folds", "baseline"), [
+    ({"A2": 0.6, "A3": 0.8, "A3×1.5": 0.9}, "A3×1.5"),
+    ({"A2": 0.6, "A3": 0.8, "A3×1.5": 0.7}, "A3"),
+])
+def test_a_quick_trial_asks_the_folds_where_val_is_a_handful(
+    on_folds: dict[str, float], baseline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say which way is made stronger, and whether that is the baseline, to which synthesis is then added."""
+    tried = planted(monkeypatch, {"A2": 0.9, "A3": 0.8, "A2×1.5": 0.95}, on_folds)
+    config = LiftConfig.model_validate({"seeds": 2, "ratios": [0.5, 1.0]})
+    data = bench([0] * 8 + [1] * 8, [0, 1] * (FEW_VAL_QUICK // 2 - 1), [0, 1] * 50)
+    figure = measure_lift(config, data, draw, 0, NullProgress(), workers=1)
+    assert figure.arms == (baseline, "G3") and set(figure.cross_validated) == set(on_folds)
+    assert [name for name, fold in tried if fold] == [name for name in on_folds for _ in range(FOLDS)]
+    assert len(tried) == classifiers(config, len(data.val))
+    assert ("A2×1.5", False) not in tried            # which val would have liked best
+
+
+def test_a_quick_trial_believes_a_val_of_some_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ways, and what may be made stronger of them: what is at stake is less than what folds cost."""
+    tried = planted(monkeypatch, {"A2": 0.9, "A3": 0.8}, {"A2": 0.6, "A3": 0.8})
+    config = LiftConfig.model_validate({"seeds": 2, "ratios": [0.5, 1.0]})
+    data = bench([0] * 8 + [1] * 8, [0, 1] * (FEW_VAL_QUICK // 2), [0, 1] * 50)
+    figure = measure_lift(config, data, draw, 0, NullProgress(), workers=1)
+    assert figure.arms[0] == "A2" and not figure.cross_validated and not any(fold for _, fold in tried)
+    assert len(tried) == classifiers(config, len(data.val))
