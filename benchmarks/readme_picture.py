@@ -10,9 +10,9 @@ import numpy as np
 
 from pipeline import keys
 from pipeline.config import parse_config
+from pipeline.documents.gathering import COLUMNS, real_beside_generated
 from pipeline.grids import tile_grid
 from pipeline.records import Checkpoint, Snapshot
-from pipeline.reporting import COLUMNS, real_beside_generated
 from pipeline.store import Store
 
 GAP = 1                                              # empty columns between the two halves

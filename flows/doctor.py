@@ -233,7 +233,7 @@ def _ray(config: Any) -> Finding:
 
     def connect() -> str:
         if config is not None and is_jobs_url(config.cluster.address):
-            from pipeline.jobs import jobs_version
+            from pipeline.cluster.jobs import jobs_version
 
             return f"{config.cluster.address}: takes jobs, Ray {jobs_version(config.cluster.address)}"
         wanted = config or parse_config({"name": "doctor", "source": {"format": "digits"}, "sample": {"workers": 1}})

@@ -87,7 +87,8 @@ def show_dataset(url: str) -> dict[str, Any]:
 
 def verify_dataset(url: str, deep: bool, orphans: bool, remove: bool = False) -> dict[str, Any]:
     """Checks every shard of a version; raises `CorruptShard` at the first fault. Then, with `remove`, clears orphans away."""
-    from pipeline.publication import locate, verify
+    from pipeline.manifest import locate
+    from pipeline.publication import verify
     from pipeline.retention import collect_garbage
 
     if remove and not orphans:

@@ -21,7 +21,7 @@ def submitted(command: str, config: Config, raw: Mapping[str, Any], run_id: str 
     Raises:
         GanmillError: as the command itself would here, by the same name.
     """
-    from pipeline.jobs import run_as_job
+    from pipeline.cluster.jobs import run_as_job
 
     def hear(event: dict[str, Any]) -> None:
         if event["event"] == "stage":

@@ -24,8 +24,8 @@ from pipeline.config import LiftConfig
 from pipeline.errors import ConfigError, CorruptShard, MissingObject
 from pipeline.lift.pool import Rows
 from pipeline.lift.trial import Mix, by_share, by_weight, class_weights, mixed_draws, real_draws
+from pipeline.manifest import locate
 from pipeline.prepare import load_split
-from pipeline.publication import locate
 from pipeline.shards.reading import decode, rows_of
 from pipeline.store import Store
 from pipeline.verification import opened

@@ -204,3 +204,11 @@ def history(dataset: Store) -> Iterator[dict[str, Any]]:
             manifest = read(dataset.child(keys.version(before))) if before else None
         except MissingObject:                            # retention took it
             return
+
+
+def locate(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str | None]:
+    """(the dataset's folder, name of the version if `url` is a version's)."""
+    base, found, name = url.rstrip("/").rpartition(f"/{keys.VERSIONS}/")
+    if found and name and "/" not in name:
+        return Store(base, storage_options), name
+    return Store(url, storage_options), None

@@ -184,7 +184,7 @@ def _as_version(content: Mapping[str, Any], folder: Store, pointer: Pointer) -> 
 
 
 def _software() -> dict[str, str]:
-    from pipeline.reporting import software
+    from pipeline.documents.gathering import software
 
     return software()
 
@@ -204,7 +204,7 @@ def show(url: str, storage_options: Mapping[str, Any] | None = None) -> dict[str
     Raises:
         MissingObject: nothing is published there.
     """
-    dataset, name = locate(url, storage_options)
+    dataset, name = manifest.locate(url, storage_options)
     found = list(manifest.history(dataset)) if name is None else [manifest.read(dataset.child(keys.version(name)))]
     if not found:
         raise MissingObject(f"nothing is published at {dataset.where()}: give <publish.url>/<name>, or a version's URL "
@@ -212,14 +212,6 @@ def show(url: str, storage_options: Mapping[str, Any] | None = None) -> dict[str
     described = [_described(content, before) for content, before in zip(found, [*found[1:], None])]
     latest = found[0]["version"] if name is None else None
     return {"url": dataset.where(), "dataset": found[0]["dataset"], "latest": latest, "versions": described}
-
-
-def locate(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str | None]:
-    """(the dataset's folder, name of the version if `url` is a version's)."""
-    base, found, name = url.rstrip("/").rpartition(f"/{keys.VERSIONS}/")
-    if found and name and "/" not in name:
-        return Store(base, storage_options), name
-    return Store(url, storage_options), None
 
 
 def _described(content: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def describe_run(config: Config, run_id: str | None = None) -> Run:
 
 def _source_fingerprint(config: Config) -> str:
     if config.source.format == "gaussians":          # points are drawn, not read
-        from pipeline.plane.walk import fingerprint
+        from pipeline.plane.source import fingerprint
 
         return fingerprint(config)
     from pipeline.sources import open_source

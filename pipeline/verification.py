@@ -33,9 +33,7 @@ def verify(
         CorruptShard: the first fault, by name.
         MissingObject: nothing is published there.
     """
-    from pipeline.publication import locate
-
-    dataset, name = locate(url, storage_options)
+    dataset, name = manifest.locate(url, storage_options)
     folder, content = opened(dataset, name)
     entries = list(manifest.shards(content, folder))
     _check_totals(content, entries, folder)

@@ -214,7 +214,7 @@ def _report(
     config: Config, snapshot: Snapshot, checkpoint: Checkpoint, scorecard: Scorecard, verdict: Verdict, run: Run,
     planned: Planned | None = None, created: str = "", receipts: Sequence[Receipt] = (),
 ) -> bytes:
-    from pipeline.reporting import make_report
+    from pipeline.documents.gathering import make_report
 
     return make_report(
         config, snapshot, checkpoint, scorecard, verdict, planned.shards.rows_per_class if planned else {}, run.folder,
@@ -224,8 +224,8 @@ def _report(
 
 
 def _cards(config: Config, snapshot: Snapshot, scorecard: Scorecard, manifest: dict[str, Any]) -> dict[str, bytes]:
-    from pipeline.card import dataset_card
-    from pipeline.croissant import croissant
+    from pipeline.documents.card import dataset_card
+    from pipeline.documents.croissant import croissant
     from pipeline.store import json_bytes
 
     cards = {

@@ -2,28 +2,26 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup
 
 from gan.mixtures import Mixture
 from gan.plane import MixtureRun
-from pipeline import charts, keys
-from pipeline.charts import Reference, Series
+from pipeline import keys
 from pipeline.config import Config
-from pipeline.figures import Figure, decimal, percent
+from pipeline.documents import charts
+from pipeline.documents.charts import Reference, Series
+from pipeline.documents.figures import Figure, decimal, percent
+from pipeline.documents.page import render_page
 from pipeline.plane.density import contours, levels_of, smoothed
 from pipeline.plane.scorecard import PlaneScorecard
 from pipeline.records import Verdict
 from pipeline.redaction import public_config, public_url
 from pipeline.store import json_bytes
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 SCATTERED, SMOOTHED = 2500, 40_000
 MODE_LIMITS = (-5.0, 5.0)                            # deviations shown around a mode's mean
 LOG_4 = math.log(4)
@@ -33,22 +31,14 @@ def render(config: Config, scorecard: PlaneScorecard, verdict: Verdict, trained:
            version: str | None = None, created: str = "") -> bytes:
     """The page, one HTML file. Pure: the same inputs give the same page."""
     run = trained[0]
-    page = _environment().get_template("plane.html.j2").render(
-        config=config, s=scorecard, verdict=verdict, run_id=run_id, version=version, created=created,
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), headline=_headline(verdict, version, config),
+    page = render_page(
+        "plane.html.j2", config=config, s=scorecard, verdict=verdict, run_id=run_id, version=version, created=created,
+        headline=_headline(verdict, version, config),
         scores=figures(scorecard, config), pictures=_pictures(run), curves=_curves(run, scorecard), ceiling=percent(1 - math.exp(-4.5), 2),
         settings=yaml.safe_dump(public_config(config), sort_keys=False, allow_unicode=True, width=100),
         summary={name: (mean, error) for name, (mean, error) in scorecard.summary.items()}, points=run.points,
     )
     return page.encode()
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-                             trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(thousands=lambda v: f"{v:,}")
-    return env
 
 
 def _headline(verdict: Verdict, version: str | None, config: Config) -> tuple[str, str]:
@@ -162,7 +152,7 @@ def _curves(run: MixtureRun, s: PlaneScorecard) -> list[tuple[str, str, Markup]]
 
 def attachments(config: Config, scorecard: PlaneScorecard, manifest: Mapping[str, Any]) -> dict[str, bytes]:
     """README.md and croissant.json of a version."""
-    from pipeline.croissant import croissant
+    from pipeline.documents.croissant import croissant
 
     return {keys.CARD: card(config, scorecard, manifest).encode(), keys.CROISSANT: json_bytes(croissant(manifest))}
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from gan.errors import GanError
-from gan.mixtures import MIXTURES, Mixture
 from gan.plane import Look, MixtureRecipe, MixtureRun, load_run, save_run, train_mixture
 from pipeline import keys, seeds
 from pipeline.config import Config
@@ -22,6 +21,7 @@ from pipeline.plan import make_plan, open_plan
 from pipeline.plane import scorecard as measuring
 from pipeline.plane.report import attachments, render
 from pipeline.plane.scorecard import PlaneScorecard
+from pipeline.plane.source import fingerprint, mixture_of
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, Snapshot, Verdict, Version
 from pipeline.runs import Run
@@ -30,17 +30,6 @@ from pipeline.walk import Planned, obey
 from pipeline.wording import counted
 
 MODEL = "plane"
-
-
-def mixture_of(config: Config) -> Mixture:
-    """The mixture that `source.variant` names."""
-    return MIXTURES[config.source.variant or "two"]
-
-
-def fingerprint(config: Config) -> str:
-    """sha256 (hex) of the mixture: its means and deviation."""
-    mixture = mixture_of(config)
-    return hashlib.sha256(mixture.means.tobytes() + np.float64(mixture.deviation).tobytes()).hexdigest()
 
 
 def recipe_of(config: Config) -> tuple[MixtureRecipe, int]:

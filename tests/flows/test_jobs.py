@@ -7,9 +7,9 @@ import pytest
 
 from flows.submission import _error
 from pipeline.cluster import is_jobs_url, parse_address
+from pipeline.cluster.jobs import _config_for_there, _events, jobs_version
+from pipeline.cluster.nodes import copy_code, differences, software
 from pipeline.errors import ClusterError, ConfigError, GateRefused
-from pipeline.jobs import _config_for_there, _events, jobs_version
-from pipeline.nodes import copy_code, differences, software
 from pipeline.runs import code_digest
 
 URL = "http://10.0.0.5:8265"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config, parse_config
+from pipeline.documents.report import ReportInputs
 from pipeline.grids import tile_grid
 from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot, Verdict
-from pipeline.report import ReportInputs
 
 HOSTILE = (
     "yes",

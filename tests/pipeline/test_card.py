@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import HOSTILE, config, lift, scorecard, snapshot, write_version
 
-from pipeline.card import dataset_card, how_to_load, size_category
 from pipeline.config import GateConfig
-from pipeline.figures import figures, lift_sentence, lift_word, points, rarest_and_most_frequent
+from pipeline.documents.card import dataset_card, how_to_load, size_category
+from pipeline.documents.figures import figures, lift_sentence, lift_word, points, rarest_and_most_frequent
 from pipeline.walk import _cards
 
 REAL = {name: 10 + i for i, name in enumerate(HOSTILE)}
@@ -203,6 +203,6 @@ def test_truncated_latents_stand_beside_the_generator():
 
 
 def test_templates_and_cards_need_no_file_outside_the_package():
-    from pipeline.report import TEMPLATES
+    from pipeline.documents.page import TEMPLATES
 
     assert Path(TEMPLATES).joinpath("report.html.j2").is_file() and Path(TEMPLATES).joinpath("report.css").is_file()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.charts import (
+from pipeline.documents.charts import (
     BUCKETS,
     Reference,
     Series,

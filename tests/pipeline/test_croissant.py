@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from published import HOSTILE, write_version
 
-from pipeline import croissant as room
-from pipeline.croissant import SYNTHETIC_MARK, croissant
+from pipeline.documents import croissant as room
+from pipeline.documents.croissant import SYNTHETIC_MARK, croissant
 
 mlc = pytest.importorskip("mlcroissant")
 

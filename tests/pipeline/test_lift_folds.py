@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from gan.classical import ClassicalAugment
 from pipeline import lift
 from pipeline.config import LiftConfig
+from pipeline.documents.lift_section import _story
 from pipeline.estimate import classifiers
 from pipeline.lift import Bench, Rows, Schedule, measure_lift
 from pipeline.lift.folds import FEW_VAL, FEW_VAL_QUICK, FOLDS, assign, folded
 from pipeline.lift.laboratory import Replicate
-from pipeline.lift_section import _story
 from pipeline.progress import NullProgress
 from pipeline.store import Store
 

@@ -16,8 +16,8 @@ from flows.single import run_stage
 from gan.mixtures import MIXTURES
 from gan.plane import MixtureRecipe, train_mixture
 from pipeline import keys, runs
-from pipeline.charts import plane
 from pipeline.config import Config, parse_config
+from pipeline.documents.charts import plane
 from pipeline.errors import ConfigError, CorruptShard, GateRefused, RunMismatch
 from pipeline.plane import walk
 from pipeline.plane.density import contours, levels_of, smoothed

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from pipeline.cluster import connected
+from pipeline.cluster.processes import alive, below, see_off
 from pipeline.config import parse_config
-from pipeline.processes import alive, below, see_off
 
 DEAF = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 STARTER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {DEAF!r}])"

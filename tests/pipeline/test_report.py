@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from published import HOSTILE, config, lift, metrics, report_inputs, scorecard
 
-from pipeline import lift_section, pictures
-from pipeline import report as room
+from pipeline.documents import lift_section, pictures
+from pipeline.documents import report as room
+from pipeline.documents.report import render_report
 from pipeline.grids import tile_grid
 from pipeline.records import LiftFigure, Verdict
 from pipeline.redaction import public_config, public_url
-from pipeline.report import render_report
 
 DIGITS = tuple(str(i) for i in range(10))
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -18,8 +18,9 @@ from gan.checkpoint import load_generator
 from gan.networks import NetSpec
 from gan.recipe import Recipe
 from gan.sampling import generate
-from pipeline import evaluation, fanout, keys, reporting
+from pipeline import evaluation, fanout, keys
 from pipeline.config import Config, parse_config
+from pipeline.documents import gathering
 from pipeline.errors import ConfigError
 from pipeline.lift import Rows
 from pipeline.plan import open_plan
@@ -67,7 +68,7 @@ def test_all_that_draw_draw_alike(psi: float) -> None:
     assert not np.array_equal(wanted[0], expected(run, checkpoint, 0, 1.5 - psi))
 
     draw, _ = evaluation._generator(config, run, checkpoint, train)
-    shown = reporting.real_beside_generated(config, snapshot, checkpoint, run)[1]
+    shown = gathering.real_beside_generated(config, snapshot, checkpoint, run)[1]
     for label in range(3):
         assert np.array_equal(draw(np.full(EACH, label), row_seeds(3, label, 0, EACH)).numpy(), wanted[label])
         assert np.array_equal(shown[label][:EACH], wanted[label])
@@ -92,9 +93,9 @@ def test_what_the_report_shows_of_the_filter_is_drawn_alike(monkeypatch: pytest.
     run = Store(config.dataset_url).child(keys.run("r"))
     snapshot, checkpoint, _ = prepared(run)
     run.put(keys.FILTER, b"")
-    monkeypatch.setattr(reporting, "put_reference", lambda *_: None)
-    monkeypatch.setattr(reporting, "load_filter", lambda *_: KeepsAll())
-    shown = reporting.sieved(config, snapshot, checkpoint, SCORECARD, run)
+    monkeypatch.setattr(gathering, "put_reference", lambda *_: None)
+    monkeypatch.setattr(gathering, "load_filter", lambda *_: KeepsAll())
+    shown = gathering.sieved(config, snapshot, checkpoint, SCORECARD, run)
     for label, row in enumerate(shown):
         assert np.array_equal(row.kept, expected(run, checkpoint, label, 0.5, row.drawn))
     assert [row.name for row in shown] == list(CLASSES)

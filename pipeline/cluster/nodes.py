@@ -79,6 +79,6 @@ def _ask(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, str] | st
 
 def copy_code(folder: Path) -> None:
     """This ganmill's packages into `folder`, from where Ray takes them along as a working directory."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     for package in _PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

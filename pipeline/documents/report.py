@@ -7,19 +7,16 @@ Facts in (`ReportInputs`), text out. The page's words are in `templates/report.h
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup
 
-from pipeline import charts
-from pipeline.card import Loading, how_to_load
 from pipeline.config import Config
-from pipeline.figures import (
+from pipeline.documents import charts
+from pipeline.documents.card import Loading, how_to_load
+from pipeline.documents.figures import (
     decimal,
     figures,
     lift_reference,
@@ -30,13 +27,13 @@ from pipeline.figures import (
     points,
     rarest_and_most_frequent,
 )
-from pipeline.lift_section import Sieved, lift_section, number
-from pipeline.pictures import MAX_IMAGE_PX, MAX_LINE_PX, Picture, Strip, cut, per_line, picture, strip
+from pipeline.documents.lift_section import Sieved, lift_section, number
+from pipeline.documents.page import duration, render_page
+from pipeline.documents.pictures import MAX_IMAGE_PX, MAX_LINE_PX, Picture, Strip, cut, per_line, picture, strip
 from pipeline.records import Checkpoint, Scorecard, Snapshot, Verdict
 from pipeline.redaction import public_config, public_url
 from pipeline.wording import counted
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 MAX_GRID_BYTES = 1_200_000                           # of PNG; base64 adds a third, the three together stay under 3 MB
 MAX_PROGRESS_BYTES = 500_000
 MAX_NEAREST_BYTES = 250_000
@@ -72,9 +69,8 @@ def render_report(inputs: ReportInputs) -> str:
     """The page as text (UTF-8 when written). Pure: the same inputs give the same page."""
     i = inputs
     shown, folded = rarest_and_most_frequent(i.snapshot.rows_per_class.get("train", {}), i.snapshot.classes, SHOWN_EACH)
-    return _environment().get_template("report.html.j2").render(
-        i=i, s=i.scorecard, css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        headline=_headline(i), tiles=_tiles(i), loading=_loading(i),
+    return render_page(
+        "report.html.j2", i=i, s=i.scorecard, headline=_headline(i), tiles=_tiles(i), loading=_loading(i),
         made=_made(i), shown=shown, folded=folded, grids=_grids(i, shown, folded),
         scores=figures(i.scorecard, i.config.gate, i.snapshot), per_class=_per_class(i),
         lift=lift_section(i.config, i.snapshot, i.scorecard.lift, i.sieved), curves=_curves(i), progress=_progress(i.progress_grids),
@@ -82,16 +78,6 @@ def render_report(inputs: ReportInputs) -> str:
         settings=yaml.safe_dump(public_config(i.config), sort_keys=False, allow_unicode=True, width=100),
         source_url=public_url(i.snapshot.source_url),
     )
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    env.filters.update(thousands=lambda v: f"{v:,}", duration=_duration)
-    return env
 
 
 # ---- the verdict and the figures at the top ----
@@ -346,16 +332,4 @@ def _diversities(i: ReportInputs, row: Mapping[str, Any]) -> dict[str, Any]:
 def _timings(timings: Mapping[str, float]) -> tuple[tuple[str, str, float], ...]:
     """(stage, duration, width in percent of the longest)."""
     longest = max(timings.values(), default=0.0) or 1.0
-    return tuple((stage, _duration(seconds), round(100 * seconds / longest, 2)) for stage, seconds in timings.items())
-
-
-def _duration(seconds: float) -> str:
-    """0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return tuple((stage, duration(seconds), round(100 * seconds / longest, 2)) for stage, seconds in timings.items())

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline import charts
 from pipeline.config import Config
-from pipeline.figures import decimal, lift_interval, lift_reference, lift_sentence, lift_word, points
-from pipeline.pictures import MAX_LINE_PX, Strip, strip
+from pipeline.documents import charts
+from pipeline.documents.figures import decimal, lift_interval, lift_reference, lift_sentence, lift_word, points
+from pipeline.documents.pictures import MAX_LINE_PX, Strip, strip
 from pipeline.records import LiftFigure, Snapshot
 from pipeline.wording import counted
 

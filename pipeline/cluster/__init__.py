@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.nodes import check_software, copy_code
+from pipeline.cluster.processes import below, see_off
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
-from pipeline.nodes import check_software, copy_code
-from pipeline.processes import below, see_off
 from pipeline.scheduling import giving_way, local_cpus, threads_asked
 from pipeline.wording import counted
 
@@ -138,7 +138,7 @@ def _temp_folder() -> Path:
 
 
 def is_jobs_url(address: str) -> bool:
-    """Is it the URL of a cluster's Jobs API, to which whole commands are submitted (`pipeline.jobs`)?"""
+    """Is it the URL of a cluster's Jobs API, to which whole commands are submitted (`pipeline.cluster.jobs`)?"""
     return address.startswith(("http://", "https://"))
 
 

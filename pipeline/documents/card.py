@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
-from pipeline.figures import decimal, figures, lift_sentence, lift_word, rarest_and_most_frequent
+from pipeline.documents.figures import decimal, figures, lift_sentence, lift_word, rarest_and_most_frequent
 from pipeline.filtering import score_columns as filtered_columns
 from pipeline.records import Scorecard, Snapshot
 from pipeline.redaction import public_url

@@ -1,4 +1,4 @@
-"""Gathering what the report shows from a run's folder; `pipeline.report` turns it into the page."""
+"""Gathering what the report shows from a run's folder; `pipeline.documents.report` turns it into the page."""
 
 import platform
 import time
@@ -10,12 +10,12 @@ import numpy as np
 
 from pipeline import keys
 from pipeline.config import Config
+from pipeline.documents.lift_section import Sieved, sieve_of
+from pipeline.documents.report import ReportInputs, render_report
 from pipeline.errors import MissingObject
 from pipeline.filtering import Filter, load_filter, put_reference
-from pipeline.lift_section import Sieved, sieve_of
 from pipeline.mint import load_gan
 from pipeline.records import Checkpoint, Receipt, Scorecard, Snapshot, Verdict
-from pipeline.report import ReportInputs, render_report
 from pipeline.runs import SOFTWARE_VERSION, code_digest
 from pipeline.seeds import row_seeds
 from pipeline.store import Store

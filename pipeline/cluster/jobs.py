@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from pipeline.cluster import is_jobs_url
+from pipeline.cluster.nodes import copy_code
 from pipeline.errors import ClusterError, ConfigError
-from pipeline.nodes import copy_code
 from pipeline.redaction import public_url, secrets_in_clear
 
 POLL_S = 1.0
