@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from pipeline.config import DISTINCT, MOST_DISTINCT, SourceConfig, SourceFormat
 from pipeline.errors import SourceError
@@ -21,6 +22,7 @@ SOURCE_VARIABLE = "SOURCE_URL"                       # stands for a URL that hol
 _LOOKED_AT = 24
 _RESOLUTIONS = (8, 16, 32, 64)                       # larger ones are possible, and cost with their square
 _FEW = 1500                                          # images in all, of which a classifier gains most by more synthetic than real ones
+_A_HANDFUL = 25                                      # images in the median class; of fewer no generator learns all that unseen ones show
 _ENOUGH_FOR_VAL = 100                                # images in all, whose val split says how near new ones come to the training images
 _KIMG, _KIMG_ON_GPU = 200, 1000                      # minutes of two cores; of a GPU half a minute
 _MIN_IMAGES = 3                                      # one each for train, val and test
@@ -157,6 +159,7 @@ def write_config(guess: Guess, publish_url: str, gpus: int) -> str:
         name=guess.name, format=guess.format, url=url, subset=subset, size=size, resolution=guess.resolution, channels=guess.channels,
         gpus=gpus, kimg=_KIMG_ON_GPU if gpus else _KIMG,
         target=_flow(guess.target), target_why=_why(guess), ratios=ratios, publish=_flow(publish_url),
+        coverage=_LESS_COVERED if median(guess.rows_per_class[name] for name in kept) < _A_HANDFUL else "",
         filter=_COPIES_AGAIN if len(kept) > 1 and _ENOUGH_FOR_VAL <= sum(guess.rows_per_class[name] for name in kept) <= _FEW else "",
     )
 
@@ -179,6 +182,10 @@ _COPIES_AGAIN = """\
   filter: {min_nearest_distance: 0.03}     # of few images a generator makes near copies: these are drawn again
 """
 
+_LESS_COVERED = """\
+  min_coverage: 0.3              # 0.5 elsewhere: a handful of images doesn't show all that unseen ones do
+"""
+
 _TEMPLATE = """\
 # Written by `ganmill init`: {found}.
 # Check it with `ganmill validate`, run it with `ganmill run`. All keys: docs/configuration.md.
@@ -198,7 +205,7 @@ evaluate:
   lift: {{seeds: 3, ratios: {ratios}}}   # does a classifier get better with the synthetic images?
 gate:
   min_lift_pp: 0.0               # publish only if that is proven; -1.0 lets a measured loss of one point pass
-sample:
+{coverage}sample:
   target: {target}                # {target_why}; or {{per_class: n}}, {{total: n}}, {{class: n, ...}}
 {filter}  format: parquet                # parquet | png | webdataset
 publish:

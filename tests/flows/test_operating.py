@@ -77,6 +77,15 @@ def test_init_has_near_copies_of_few_images_drawn_again(tmp_path: Path, counts: 
     assert load_config(out).sample.filter == ({"min_nearest_distance": 0.03} if again else {})
 
 
+@pytest.mark.parametrize(("counts", "asked"), [
+    ({"cat": 12, "dog": 12}, 0.3), ({"cat": 60, "dog": 24, "rare": 4}, 0.3), ({"cat": 60, "dog": 25, "rare": 4}, 0.5),
+])
+def test_init_asks_for_less_coverage_of_a_handful(tmp_path: Path, counts: dict[str, int], asked: float) -> None:
+    source, out = images(tmp_path / "pets", counts, (8, 8)), tmp_path / "c.yaml"
+    assert invoke("init", str(source), "--yes", "--out", str(out)).exit_code == 0
+    assert load_config(out).gate.min_coverage == asked
+
+
 @pytest.mark.parametrize(("largest", "smallest", "classes", "target"), [
     (50, 5, 10, {"per_class": 1000}),                        # twenty times as many
     (1500, 15, 10, {"per_class": 2000}),                     # 20,000 in all
