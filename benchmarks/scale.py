@@ -33,7 +33,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from pipeline import fanout, keys, publication
 from pipeline.cluster import connected, local_cpus
 from pipeline.config import Config, parse_config
-from pipeline.fanout import Outcome, Task
+from pipeline.fanout.pools import Outcome, Task
+from pipeline.fanout.receipts import BUNDLE_RECEIPTS
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.progress import NullProgress
@@ -183,7 +184,7 @@ class Simulated:
         """Receipts, their bundles or the data, as the folder's name says."""
         count, name = len(self._plan), folder.rpartition("/")[2]
         if name == keys.RECEIPT_BUNDLES:
-            names = (f"{b:016x}.json" for b in range(-(-count // fanout.BUNDLE_RECEIPTS)))
+            names = (f"{b:016x}.json" for b in range(-(-count // BUNDLE_RECEIPTS)))
         elif name == keys.RECEIPTS:
             names = (f"{i:05d}.json" for i in range(count))
         else:
@@ -197,8 +198,8 @@ class Simulated:
         self.requests["get"] += 1
         if keys.RECEIPT_BUNDLES not in path:
             raise FileNotFoundError(path)
-        first = int(path.rpartition("/")[2].removesuffix(".json"), 16) * fanout.BUNDLE_RECEIPTS
-        specs = self._plan[first:first + fanout.BUNDLE_RECEIPTS]
+        first = int(path.rpartition("/")[2].removesuffix(".json"), 16) * BUNDLE_RECEIPTS
+        specs = self._plan[first:first + BUNDLE_RECEIPTS]
         return json.dumps([vars(receipt_of(spec)) for spec in specs]).encode(), ""
 
     def page(self, folder: str, token: str | None) -> tuple[Iterator[tuple[str, int, None]], None]:

@@ -20,6 +20,7 @@ from pipeline import fanout, keys
 from pipeline.cluster import connected
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, CorruptShard, SamplingFailed, StoreError
+from pipeline.fanout import receipts as receipts_room
 from pipeline.mint import Generate
 from pipeline.progress import NullProgress
 from pipeline.publication import verify
@@ -136,7 +137,7 @@ def test_receipts_of_no_shard_are_cleared_away() -> None:
 
 
 def test_a_resume_reads_bundles_instead_of_every_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fanout, "BUNDLE_RECEIPTS", 4)
+    monkeypatch.setattr(receipts_room, "BUNDLE_RECEIPTS", 4)
     run = small_run(str(tmp_path), rows_per_shard=1)
     receipts = run.sample()
     assert len(run.folder.list(keys.RECEIPT_BUNDLES)) == 6

@@ -24,6 +24,8 @@ from pipeline.progress import NullProgress
 from pipeline.records import Snapshot
 from pipeline.seeds import derive
 from pipeline.store import Store
+from pipeline.training import checkpoints
+from pipeline.training.board import Board
 from tests.pipeline.small import Notes
 
 
@@ -191,7 +193,7 @@ def kept_in(run: Store, scores: dict[float, float | None], restarts: tuple[str, 
         run.put(key, b"weights")
         run.put_json(key.removesuffix(".safetensors") + ".json", {
             "kimg": kimg, "key": key, "restarts": list(restarts), **({} if score is None else {"validation": score})})
-        training._prune(run)
+        checkpoints.prune(run)
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest_and_chosen(tmp_path: Path) -> None:
@@ -200,21 +202,21 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_chosen(tmp_path: Path
     names = [info.key for info in run.list("checkpoints/")]
     assert sorted(names) == sorted(name for kimg in (40, 70, 80) for name in (
         keys.checkpoint(kimg), keys.checkpoint(kimg).replace(".safetensors", ".json")))
-    best, latest = training._best_meta(run), training._latest_meta(run)
+    best, latest = checkpoints.best_meta(run), checkpoints.latest_meta(run)
     assert best is not None and latest is not None and (best["kimg"], latest["kimg"]) == (40, 80)
-    assert training._choice(best, latest) == (
+    assert checkpoints.choice(best, latest) == (
         "not the last checkpoint is kept: lowest distance to the val images (0.2000) after 40.0 thousand images, 0.2500 at the end")
     kept_in(run, {90: 0.2})                          # of equals the newest
-    best = training._best_meta(run)
+    best = checkpoints.best_meta(run)
     assert best is not None and best["kimg"] == 90 and not run.exists(keys.checkpoint(40))
 
 
 def test_without_scores_the_newest_is_taken(tmp_path: Path) -> None:
     run = Store(str(tmp_path))
-    assert training._best_meta(run) is None
+    assert checkpoints.best_meta(run) is None
     kept_in(run, {1: None, 2: None, 3: None})
-    best = training._best_meta(run)
-    assert best is not None and best["kimg"] == 3 and training._choice(best, best) == ""
+    best = checkpoints.best_meta(run)
+    assert best is not None and best["kimg"] == 3 and checkpoints.choice(best, best) == ""
     assert len(run.list("checkpoints/")) == 4
 
 
@@ -241,7 +243,7 @@ def test_an_impossible_recipe_is_refused_by_name(train: dict[str, Any], words: s
 
 
 def test_the_board_keeps_what_was_said_and_that_a_worker_gave_up() -> None:
-    board = training.Board()
+    board = Board()
     board.push("metrics", {"kimg": 1})
     assert board.drain() == [("metrics", {"kimg": 1})] and board.drain() == []
     assert not board.stopping() and not board.given_up()
