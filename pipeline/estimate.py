@@ -70,7 +70,7 @@ def classifiers(asked: LiftConfig, val: int, *, own_filter: bool = False, even: 
         even: whether rows of every class will be published.
     """
     if asked.arms == "quick":
-        return asked.seeds * (2 * len(asked.ratios) + 1) + (FOLDS * (len(asked.ratios) + 1) if val < FEW_VAL_QUICK else 0)
+        return asked.seeds * (2 * len(asked.ratios) + 2) + (FOLDS * (len(asked.ratios) + 1) if val < FEW_VAL_QUICK else 0)
     mixes = (3 if own_filter else 2) * len(asked.ratios)
-    tries = 2 * mixes + 3 + even
+    tries = 2 * mixes + 4 + even
     return asked.seeds * (2 * tries + 4) + (FOLDS * tries if val < FEW_VAL else 0)

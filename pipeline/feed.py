@@ -3,10 +3,11 @@
 The mix is the lift trial's: as many synthetic draws per real one as validation chose (none, if it chose none), evenly over
 the classes or the scarcest filled first; then classes are drawn by the weights that the manifest gives (evenly where it gives
 none), and within a class synthetic rows get the share of the draws, or the weight beside a real row, that it says. They are drawn
-from many more different ones, where the version holds them. Val and test images are never read here.
+from many more different ones, where the version holds them. `augment` distorts as the trial did. Val and test images are never read here.
 
     feed = Feed.open("s3://bucket/sets/defects")
-    for images, labels in feed.loader(batch_size=64, epoch=0): ...
+    for images, labels in feed.loader(batch_size=64, epoch=0):
+        loss = cross_entropy(model(feed.augment(images)) + feed.logit_offset, labels)
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gan.classical import ClassicalAugment
 from gan.classifier import group_draws
 from pipeline import keys, manifest
 from pipeline.config import LiftConfig
@@ -57,6 +59,7 @@ class Feed:
         real_only_share: of the epochs, the last ones, for which real rows alone were best; `sampler` keeps to it.
         logit_adjustment: tau of the loss with which the mix was tried (Menon et al. 2021); 0 for plain cross-entropy. See
             `logit_offset`.
+        augmentation: the classical one that the mix was tried with; None: none.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +72,7 @@ class Feed:
     real_only_share: float = 0.0
     logit_adjustment: float = 0.0
     synthetic_share: float | None = None
+    augmentation: ClassicalAugment | None = None
 
     @classmethod
     def open(cls, url: str, *, ratio: float | None = None, seed: int = 0,
@@ -107,8 +111,10 @@ class Feed:
         synthetic = read_rows(folder, content, wanted.rows(real.counts(len(classes))), tuple(real.images.shape[1:]))
         given = mix.get("class_weights")
         weights = {c: float(given[name]) for c, name in enumerate(classes) if name in given} if given else None
+        strengths = content["recommended_mix"].get("augmentation")       # which don't depend on the ratio, but on what labels bear
         return cls(classes, real, synthetic, float(advised), seed, weights, float(mix.get("synthetic_weight", 1.0)),
-                   float(mix.get("real_only_share", 0.0)), float(mix.get("logit_adjustment", 0.0)), share)
+                   float(mix.get("real_only_share", 0.0)), float(mix.get("logit_adjustment", 0.0)), share,
+                   ClassicalAugment(**strengths) if strengths else None)
 
     def __len__(self) -> int:
         return len(self.real) + len(self.synthetic)
@@ -124,6 +130,20 @@ class Feed:
         rows = self.real.counts(len(self.classes)) + (0 if self.synthetic_share is not None else self.counted)
         share = torch.from_numpy(rows).float() / int(rows.sum())
         return self.logit_adjustment * share.clamp_min(1e-8).log()
+
+    def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The images as the trial's classifiers saw them: shifted, turned, scaled and sheared at random, each otherwise.
+
+        Args:
+            images: float (n, C, H, W) in [0, 1], as `loader` gives them; on any device. Not changed in place.
+            generator: of the random numbers; None: torch's own.
+
+        Returns:
+            As many, of the same shape and range; `images` themselves where no augmentation was tried.
+        """
+        if self.augmentation is None:
+            return images
+        return (self.augmentation(images * 2 - 1, generator or torch.default_generator) + 1) / 2
 
     @property
     def counted(self) -> np.ndarray:

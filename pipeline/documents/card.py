@@ -207,9 +207,19 @@ def _mix(mix: Mapping[str, Any]) -> list[str]:
     if mix.get("logit_adjustment"):
         rows = "rows" if mix.get("synthetic_share") is None else "real rows"
         said.append(f"the loss is logit-adjusted (τ = {mix['logit_adjustment']:g}, prior by {rows})")
+    if mix.get("augmentation"):
+        said.append(_augmentation(mix["augmentation"]))
     if mix.get("filter"):
         said.append("the synthetic images passed " + ", ".join(f"{_md(key)} {value:g}" for key, value in mix["filter"].items()))
     return [f"In the trial {'; '.join(said)}."] if said else []
+
+
+def _augmentation(strengths: Mapping[str, Any]) -> str:
+    said = [f"{name} up to {factor * strengths[key]:.3g} {unit}" for key, name, factor, unit in (
+        ("shift", "shift", 100, "% of the side"), ("rotate_deg", "rotation", 1, "°"), ("scale", "scaling", 100, "%"),
+        ("shear_deg", "shear", 1, "°"), ("brightness", "brightness", 50, "%"), ("contrast", "contrast", 100, "%"),
+        ("saturation", "saturation", 100, "%")) if strengths.get(key)]
+    return f"every image is distorted anew each time ({', '.join([*said, *['left-right flip'] * bool(strengths.get('flip'))])})"
 
 
 def _classes(manifest: Mapping[str, Any], snapshot: Snapshot) -> str:

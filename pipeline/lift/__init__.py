@@ -150,15 +150,15 @@ class Course:
 
     @property
     def tries(self) -> int:
-        """Of ways with synthesis, and so of ways without it."""
-        return len(self.mixes) * (1 if self.quick else 2) + (0 if self.quick else 3 + self.even)
+        """Of ways with synthesis, and so of ways without it; a quick trial makes one of either kind stronger beside them."""
+        return len(self.mixes) * (1 if self.quick else 2) + (0 if self.quick else 4 + self.even)
 
     def run(self) -> Chosen:
         """What is best on val of either kind; of the ways without synthesis by cross-validation, where val is small."""
         ways = arms.ladder(self.config.ratios, self.quick)[: self.tries]
         ladder = [(arm, Mix(ratio, distinct=self.config.distinct if ratio else 1)) for arm, ratio in ways]
         folds = folded(list(self.laboratory.replicates.values()), FEW_VAL_QUICK if self.quick else FEW_VAL)
-        beside = 1 if self.quick else 4              # stronger augmentation, or the controls
+        beside = 2 if self.quick else 4              # stronger augmentation on either side, or the controls
         expected = (len(self.laboratory.replicates) * (len(ladder) + self.tries + beside)
                     + len(folds) * (len(ladder) + self.quick))
         plain, trusted = self._without_synthesis(ladder, folds, expected)
@@ -173,15 +173,18 @@ class Course:
         with_base = arms.with_synthesis(base)
         self.laboratory.conduct([(with_base, replace(mix, even=self.even)) for mix in self.mixes], expected)
         if self.quick:
+            self._refine(base, expected)
             return replace(chosen, synthetic=self._best_synthetic())
         uneven = [(arms.SYNTHETIC if mix.filter == NO_FILTER else arms.FILTERED, mix) for mix in self.mixes]
         self.laboratory.conduct(uneven, expected)
-        self._refine(with_base, expected)
+        self._refine(base, expected)
         synthetic = self._best_synthetic()
         if synthetic is not None:
             mix = Mix(synthetic[0]["ratio"], even=synthetic[0]["even"], distinct=self.config.distinct)
             # Real images bear no mark that would say "rare class": where that class gets them first they are worth most.
             headroom = replace(mix, even=False)
+            if synthetic[0]["arm"] in {arm.name for arm in arms.stronger_with_synthesis(base)}:
+                [base] = arms.stronger(base)
             asked = [(arm, headroom if arm.added is arms.Added.REAL else mix) for arm in arms.controls(base)]
             self.laboratory.conduct([*asked, (arms.SYNTHETIC_ALONE, mix)], expected)
         return replace(chosen, synthetic=synthetic)
@@ -199,17 +202,23 @@ class Course:
         found = best(group for group in plain if group[0]["arm"] in fair)
         return fair[found[0]["arm"]] if found else arms.BALANCED
 
-    def _refine(self, with_base: Arm, expected: int) -> None:
-        """The best mix so far with lighter synthetic rows, with them to the end, with both changes, and filled otherwise."""
+    def _refine(self, base: Arm, expected: int) -> None:
+        """The best mix so far under stronger augmentation; of a whole trial with lighter synthetic rows too, with them to the end,
+        with both changes, and filled otherwise.
+        """
+        with_base = arms.with_synthesis(base)
         found = best(group for group in self._synthetic() if group[0]["arm"] == with_base.name)
         if found is None:
             return
         wanted = next(f for f in self.filters if f.name == found[0]["filter"])
         mix = Mix(found[0]["ratio"], even=self.even, filter=wanted, distinct=self.config.distinct, real_only_tail=TAIL)
-        finer = [replace(mix, weight=LIGHT), replace(mix, real_only_tail=0.0), replace(mix, weight=LIGHT, real_only_tail=0.0)]
-        if self.even:
-            finer.append(replace(mix, even=False))
-        self.laboratory.conduct([(with_base, finer_mix) for finer_mix in finer], expected)
+        finer = [(arm, mix) for arm in arms.stronger_with_synthesis(base)]
+        if not self.quick:
+            lighter, to_the_end = replace(mix, weight=LIGHT), replace(mix, real_only_tail=0.0)
+            finer += [(with_base, lighter), (with_base, to_the_end), (with_base, replace(lighter, real_only_tail=0.0))]
+            if self.even:
+                finer.append((with_base, replace(mix, even=False)))
+        self.laboratory.conduct(finer, expected)
 
     def _best_synthetic(self) -> Sequence[Row] | None:
         return best(self._synthetic())

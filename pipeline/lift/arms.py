@@ -82,6 +82,14 @@ def with_synthesis(base: Arm) -> Arm:
     return replace(base, name="G3", title=f"{base.title}, synthetic", added=Added.SYNTHETIC)
 
 
+def stronger_with_synthesis(base: Arm) -> list[Arm]:
+    """G3×1.5: `base` under stronger classical augmentation, where it isn't yet, with synthetic rows.
+
+    With more images to see a classifier may bear more distortion than is best for the few real ones alone.
+    """
+    return [replace(with_synthesis(arm), name=f"G3×{arm.strength:g}") for arm in stronger(base)]
+
+
 def controls(base: Arm) -> tuple[Arm, ...]:
     """What must not help (N1, N2) and what must where there is headroom (O1), each added to `base`."""
     kinds = (("N1", "duplicates", Added.DUPLICATES), ("N2", "synthetic under shuffled labels", Added.SHUFFLED),

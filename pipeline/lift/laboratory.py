@@ -182,6 +182,7 @@ def run_one(replicate: Replicate, trial: Trial, stop: Stop | None = None) -> Row
     mix = trial.mix
     head: Row = {
         "arm": trial.arm.name, "title": trial.arm.title, "balanced": trial.arm.balanced,
+        "strength": trial.arm.strength if trial.arm.augment else 0.0,
         "logit_adjustment": trial.arm.logit_adjustment, "ratio": mix.ratio, "even": mix.even, "distinct": mix.distinct,
         "weight": mix.weight, "real_only_tail": mix.real_only_tail, "filter": mix.filter.name, "thresholds": mix.filter.asked,
         "seed": trial.replicate,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.lift.folds import FEW_VAL
@@ -107,7 +108,8 @@ def recommended(row: Row, bench: Bench) -> dict[str, Any]:
     there are so many. class_weights: class name → share of the draws. synthetic_share: of each class's
     draws, with as many synthetic rows of each class; None: the scarcest classes are filled first, and synthetic_weight says how
     often one that counts is drawn, relative to a real one of its class. real_only_share: of the steps, the last ones, that see
-    real rows alone. logit_adjustment: tau of the loss. filter: what the synthetic rows had to pass. arm: its name.
+    real rows alone. logit_adjustment: tau of the loss. augmentation: the classical one of every batch, `gan.classical.ClassicalAugment`'s
+    fields; {} for none. filter: what the synthetic rows had to pass. arm: its name.
     """
     given = row["ratio"] if row["arm"].startswith("G") else 0.0
     real = bench.train.counts(len(bench.classes))
@@ -117,7 +119,9 @@ def recommended(row: Row, bench: Bench) -> dict[str, Any]:
         "ratio": given, "distinct": row["distinct"] if given else 1.0,
         "class_weights": {bench.classes[c]: round(share, 6) for c, share in weights.items()},
         "synthetic_share": mix.share, "synthetic_weight": 1.0 if mix.even else mix.weight, "real_only_share": row["real_only_tail"],
-        "logit_adjustment": row["logit_adjustment"], "filter": dict(row["thresholds"]), "arm": row["title"],
+        "logit_adjustment": row["logit_adjustment"],
+        "augmentation": asdict(bench.augment.scaled(row["strength"])) if row["strength"] else {},
+        "filter": dict(row["thresholds"]), "arm": row["title"],
     }
 
 

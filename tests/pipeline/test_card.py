@@ -128,11 +128,13 @@ def test_the_code_in_it_runs(tmp_path, format_name, monkeypatch):
 
 def test_the_recommended_mix_stands_in_it_with_the_classes_shares():
     mix = {"ratio": 0.5, "class_weights": {"a": 0.75, "b": 0.25}, "synthetic_weight": 0.5, "distinct": 20, "real_only_share": 0.25,
-           "logit_adjustment": 1.0, "filter": {"min_confidence": 0.5}}
+           "logit_adjustment": 1.0, "filter": {"min_confidence": 0.5},
+           "augmentation": {"shift": 0.12, "rotate_deg": 18.0, "scale": 0.18, "shear_deg": 0.0, "brightness": 0.2, "flip": True}}
     card = card_of({**manifest_of(("a", "b")), "recommended_mix": mix}, ("a", "b"))
     assert "**0.5 synthetic images per real one**" in card
     assert "drawn 0.5 times as often" in card and "last 25 % of the steps" in card and "τ = 1" in card
     assert "passed min\\_confidence 0.5" in card and "drawn from up to 20 times as many different ones" in card
+    assert "(shift up to 12 % of the side, rotation up to 18 °, scaling up to 18 %, brightness up to 10 %, left-right flip)" in card
     assert "share of the draws" in card and "| 1 | b | 11 | 1 | 12 | 25.00 % |" in card
     plain = card_of({**manifest_of(("a", "b")), "recommended_mix": {"ratio": 0.5}}, ("a", "b"))
     assert "In the trial" not in plain and "share of the draws" not in plain

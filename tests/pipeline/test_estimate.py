@@ -44,6 +44,6 @@ def test_what_makes_a_run_longer() -> None:
 
 def test_a_full_trial_trains_many_more_classifiers() -> None:
     quick, every = LiftConfig(seeds=3, ratios=[0.5, 1.0]), LiftConfig(seeds=3, ratios=[0.5, 1.0], arms="all")
-    assert estimate.classifiers(quick, 50) == 15 and estimate.classifiers(quick, 20) == 15 + 4 * 3
-    assert estimate.classifiers(every, 20) == estimate.classifiers(every, 5000) + 4 * 12
+    assert estimate.classifiers(quick, 50) == 18 and estimate.classifiers(quick, 20) == 18 + 4 * 3
+    assert estimate.classifiers(every, 20) == estimate.classifiers(every, 5000) + 4 * 13
     assert estimate.classifiers(every, 5000, own_filter=True) - estimate.classifiers(every, 5000) == 3 * 8

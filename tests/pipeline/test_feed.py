@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+from gan.classical import ClassicalAugment
 from pipeline import keys
 from pipeline.cluster import connected
 from pipeline.config import parse_config
@@ -136,6 +137,23 @@ def test_the_loss_of_the_trial_is_plain_or_moved_by_the_classes_shares() -> None
     assert example().logit_offset.tolist() == [0, 0]
     feed = dataclasses.replace(example(), logit_adjustment=1.5)          # 36 rows of class 0; 4 + 8 of class 1
     assert feed.logit_offset.tolist() == pytest.approx([1.5 * math.log(0.75), 1.5 * math.log(0.25)])
+
+
+def test_images_are_distorted_as_the_trial_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = ClassicalAugment.allowed(flip=True, color=True).scaled(1.5)
+    mix = {"ratio": 0.5, "augmentation": dataclasses.asdict(how)}
+    lift = LiftFigure((0,), 0.5, (0.5,), (1.0,), (1.0,), 0.0, (0.0, 0.0), {}, {}, "", mix=mix)
+    monkeypatch.setattr(small, "SCORECARD", dataclasses.replace(small.SCORECARD, lift=lift))
+    url = published(tmp_path).dataset.url
+    for feed in (Feed.open(url), Feed.open(url, ratio=1)):
+        images, _ = next(iter(feed.loader(batch_size=8)))
+        before, seen = images.clone(), feed.augment(images, torch.Generator().manual_seed(5))
+        expected = how(images * 2 - 1, torch.Generator().manual_seed(5)) / 2 + 0.5
+        assert torch.allclose(seen, expected, atol=1e-6) and torch.equal(images, before)
+        assert seen.min() >= 0 and seen.max() <= 1 and not torch.allclose(seen, images, atol=0.1)
+        assert not torch.equal(feed.augment(images), feed.augment(images))
+    plain = dataclasses.replace(feed, augmentation=None)
+    assert plain.augment(images) is images
 
 
 def test_the_manifests_mix_decides_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

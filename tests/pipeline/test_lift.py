@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gan.classical import ClassicalAugment
 from gan.classifier import train_classifier
 from pipeline import lift
 from pipeline.config import LiftConfig
@@ -32,7 +33,7 @@ from pipeline.lift.pool import (
     spare_rows,
 )
 from pipeline.lift.trial import Mix
-from pipeline.lift.verdict import judged, preference
+from pipeline.lift.verdict import judged, preference, recommended
 from pipeline.progress import NullProgress
 from pipeline.side_by_side import Stop, all_side_by_side, side_by_side
 from pipeline.store import Store
@@ -74,7 +75,7 @@ def test_a_perfect_generator_lifts_and_a_wrong_one_is_not_recommended(tmp_path: 
     assert good.lift_pp > 1
     assert good.chosen_ratio in (2.0, 4.0)
     assert good.interval_pp[0] < good.lift_pp < good.interval_pp[1]
-    assert len(good.rows) == 3 * (2 + 1 + 2)          # as many ways without synthesis as with it, and one under stronger augmentation
+    assert len(good.rows) == 3 * 2 * (2 + 1)          # as many ways without synthesis as with it, one of either under stronger augmentation
     assert good.recall_synthetic["c"] > good.recall_baseline["c"]
     wrong = measure_lift(config, data, noise, 0, NullProgress(), workers=2)
     assert wrong.lift_pp < 0
@@ -93,10 +94,10 @@ def test_finished_rows_are_kept_and_other_inputs_start_anew(tmp_path: Any, monke
     assert trained == []
     assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0)
     more = measure_lift(LiftConfig(seeds=3, ratios=[1.0]), data, oracle, 0, NullProgress(), run=run, inputs="x", workers=1)
-    assert sorted(trained) == ["A2", "A2×1.5", "G3"]   # the third seed alone, one way on each side and stronger augmentation
+    assert sorted(trained) == ["A2", "A2×1.5", "G3", "G3×1.5"]   # the third seed alone, one way on each side, and both stronger
     assert more.baseline[:2] == first.baseline
     measure_lift(config, data, oracle, 0, NullProgress(), run=run, inputs="y", workers=1)
-    assert len(trained) == 3 + 6
+    assert len(trained) == 4 + 8
 
 
 def test_a_row_with_synthesis_added_to_another_way_is_not_taken_for_it(tmp_path: Any) -> None:
@@ -137,9 +138,9 @@ def test_a_classifier_that_cannot_learn_is_no_judge() -> None:
 
 def row(arm: str, ratio: float, seed: int, val: float, test: float, nll: float = 0.1, **more: Any) -> dict[str, Any]:
     part = {"rarest_third": 0.5, "macro_f1": 0.5, "ece": 0.1, "nll": nll, "accuracy": 0.5}
-    return {"arm": arm, "title": arm, "balanced": True, "logit_adjustment": 0.0, "ratio": ratio, "even": False, "distinct": 1.0,
-            "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed, "added_rows": 1, "seconds": 1.0,
-            "val": {**part, "balanced_accuracy": val, "recall": {"0": val, "1": val}},
+    return {"arm": arm, "title": arm, "balanced": True, "strength": 1.0, "logit_adjustment": 0.0, "ratio": ratio, "even": False,
+            "distinct": 1.0, "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed,
+            "added_rows": 1, "seconds": 1.0, "val": {**part, "balanced_accuracy": val, "recall": {"0": val, "1": val}},
             "test": {**part, "balanced_accuracy": test, "recall": {"0": test, "1": test}}, **more}
 
 
@@ -237,21 +238,25 @@ def test_a_val_too_small_to_tell_denies_nothing_and_recommends_what_test_does_no
 
 def test_the_recommended_mix_says_how_the_chosen_arm_was_trained() -> None:
     plain = [row("A3", 0, s, 0.80, 0.80, balanced=False, logit_adjustment=1.0) for s in range(3)]
-    better = [row("G3", 1.0, s, 0.85, 0.82, balanced=False, logit_adjustment=1.0, distinct=20.0, weight=0.5, real_only_tail=0.25,
-                  filter="p0.5", thresholds={"min_confidence": 0.5}) for s in range(3)]
-    laboratory = Laboratory([Replicate(0, 0, bench([9, 3], FEW_VAL), oracle)], None, NullProgress(), on_threads(1))
+    better = [row("G3", 1.0, s, 0.85, 0.82, balanced=False, strength=1.5, logit_adjustment=1.0, distinct=20.0, weight=0.5,
+                  real_only_tail=0.25, filter="p0.5", thresholds={"min_confidence": 0.5}) for s in range(3)]
+    distorted = dataclasses.replace(bench([9, 3], FEW_VAL), augment=ClassicalAugment())
+    laboratory = Laboratory([Replicate(0, 0, distorted, oracle)], None, NullProgress(), on_threads(1))
     laboratory.rows = plain + better
     mix = lift._figure(chosen(plain, better), laboratory, (1.0,), 0.0, 0.0).mix
     assert mix.pop("class_weights") == {"a": pytest.approx((9 + 1.5) / 18), "b": pytest.approx((3 + 4.5) / 18)}
     assert mix == {"ratio": 1.0, "distinct": 20.0, "synthetic_share": None, "synthetic_weight": 0.5, "real_only_share": 0.25,
-                   "logit_adjustment": 1.0, "filter": {"min_confidence": 0.5}, "arm": "G3"}
+                   "logit_adjustment": 1.0, "filter": {"min_confidence": 0.5}, "arm": "G3", "augmentation": {
+                       "shift": pytest.approx(0.12), "rotate_deg": 18.0, "scale": pytest.approx(0.18), "shear_deg": 9.0, "flip": False,
+                       "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "erase": 0.0}}
     even = lift._figure(chosen(plain, [dict(r, even=True) for r in better]), laboratory, (1.0,), 0.0, 0.0)
     assert even.mix["class_weights"] == {"a": 0.75, "b": 0.25}                  # of the real rows
     assert even.mix["synthetic_share"] == pytest.approx(1 / 3) and even.mix["synthetic_weight"] == 1
     assert "synthetic images per real one, evenly over the classes, gave" in even.sentence
     none = lift._figure(chosen(plain, [dict(r, val=plain[0]["val"]) for r in better]), laboratory, (1.0,), 0.0, 0.0).mix
     assert (none["ratio"], none["distinct"], none["arm"], none["filter"]) == (0.0, 1.0, "A3", {})
-    assert none["class_weights"] == {"a": 0.75, "b": 0.25}
+    assert none["class_weights"] == {"a": 0.75, "b": 0.25} and none["augmentation"]["rotate_deg"] == 12.0
+    assert recommended(dict(plain[0], strength=0.0), bench([9, 3]))["augmentation"] == {}         # A0 alone
 
 
 # ---- what is added ----------------------------------------------------------------------------------------------
@@ -317,7 +322,7 @@ def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
     assert {row["filter"] for row in figure.rows if row["arm"] == "G2"} == {"p0.5d0.95"}
     ways = {(row["arm"], row["ratio"], row["filter"], row["weight"], row["real_only_tail"]) for row in figure.rows}
     without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
-    assert len(without) == len(with_synthesis) == 7    # neither side is tuned more than the other
+    assert len(without) == len(with_synthesis) == 8    # neither side is tuned more than the other
     assert len(figure.rows) == classifiers(config, FEW_VAL, even=False)
     assert {way[3:] for way in with_synthesis} == {(1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (0.5, 0.25)}
 
@@ -437,9 +442,10 @@ def planted(arm: str, test: list[float]) -> list[dict[str, Any]]:
         return {"balanced_accuracy": reached, "rarest_third": reached, "macro_f1": reached, "nll": 1.0, "ece": 0.1,
                 "recall": {"0": reached, "1": reached}}
 
-    return [{"arm": arm, "title": f"way {arm}", "balanced": True, "logit_adjustment": 0.0, "ratio": 0.5 if arm == "G3" else 0.0,
-             "even": False, "distinct": 1.0, "weight": 1.0, "real_only_tail": 0.0, "filter": "none", "thresholds": {}, "seed": seed,
-             "val": figures(0.9), "test": figures(reached), "added_rows": 0, "seconds": 1.0} for seed, reached in enumerate(test)]
+    return [{"arm": arm, "title": f"way {arm}", "balanced": True, "strength": 1.0, "logit_adjustment": 0.0,
+             "ratio": 0.5 if arm == "G3" else 0.0, "even": False, "distinct": 1.0, "weight": 1.0, "real_only_tail": 0.0,
+             "filter": "none", "thresholds": {}, "seed": seed, "val": figures(0.9), "test": figures(reached),
+             "added_rows": 0, "seconds": 1.0} for seed, reached in enumerate(test)]
 
 
 @pytest.mark.parametrize(("passed_over", "won"), [
