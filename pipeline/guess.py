@@ -151,14 +151,14 @@ def write_config(guess: Guess, publish_url: str, gpus: int) -> str:
         subset = (f"  subset: {{classes: {_flow(kept)}}}\n"
                   f"                                 # left out, fewer than {_MIN_IMAGES} images: {', '.join(guess.left_out)}\n")
     url = "" if guess.url is None else f"  url: {_flow(guess.config_url)}\n"
-    ratios = "[1.0, 2.0]" if sum(guess.rows_per_class.values()) <= _FEW else "[0.5, 1.0]"
+    few = sum(guess.rows_per_class.values()) <= _FEW
     size = f"the images are {guess.size[0]} x {guess.size[1]}; " if guess.size else ""
     return _TEMPLATE.format(
         found=f"{sum(guess.rows_per_class.values()):,} images of {len(guess.rows_per_class)} classes, the largest "
               f"{guess.imbalance:.3g} times the smallest",
         name=guess.name, format=guess.format, url=url, subset=subset, size=size, resolution=guess.resolution, channels=guess.channels,
         gpus=gpus, kimg=_KIMG_ON_GPU if gpus else _KIMG,
-        target=_flow(guess.target), target_why=_why(guess), ratios=ratios, publish=_flow(publish_url),
+        target=_flow(guess.target), target_why=_why(guess), lift=_FEW_LIFT if few else _LIFT, publish=_flow(publish_url),
         coverage=_LESS_COVERED if median(guess.rows_per_class[name] for name in kept) < _A_HANDFUL else "",
         filter=_COPIES_AGAIN if len(kept) > 1 and _ENOUGH_FOR_VAL <= sum(guess.rows_per_class[name] for name in kept) <= _FEW else "",
     )
@@ -177,6 +177,8 @@ def _flow(value: object) -> str:
     """`value` in YAML's flow style, which JSON is; braces that `format` would read stay out of the template."""
     return value if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) else json.dumps(value, ensure_ascii=False)
 
+
+_LIFT, _FEW_LIFT = "{seeds: 3, ratios: [0.5, 1.0]}", "{seeds: 6, ratios: [1.0, 2.0]}"      # three seeds prove large differences alone
 
 _COPIES_AGAIN = """\
   filter: {min_nearest_distance: 0.03}     # of few images a generator makes near copies: these are drawn again
@@ -202,7 +204,7 @@ train:
   gpus_per_worker: {gpus}
   augment: {{flip: false, color: false}}   # true where a mirrored or recoloured image keeps its label
 evaluate:
-  lift: {{seeds: 3, ratios: {ratios}}}   # does a classifier get better with the synthetic images?
+  lift: {lift}   # does a classifier get better with the synthetic images?
 gate:
   min_lift_pp: 0.0               # publish only if that is proven; -1.0 lets a measured loss of one point pass
 {coverage}sample:
