@@ -390,20 +390,20 @@ class _Run:
             if self.trouble is None:
                 self.keeper.newest = data
             if scored and self.validation is not None:
-                meta["validation"] = self._score()
+                meta["validation"], meta["validation_without"] = self._score()
             if self.hooks.on_checkpoint is not None:
                 self.hooks.on_checkpoint(data, meta)
         if self.hooks.on_milestone is not None:
             self.hooks.on_milestone(self.state.kimg)
 
-    def _score(self) -> float:
-        """Distance to the held-out images, told to whoever listens."""
+    def _score(self) -> tuple[float, list[float]]:
+        """Distance to the held-out images, told to whoever listens, and to them without a group each."""
         assert self.validation is not None
-        score = self.validation.score(self.state.sampler)
+        score, without = self.validation.scores(self.state.sampler)
         if self.hooks.on_metrics is not None:
             self.hooks.on_metrics({"kimg": self.state.kimg, "progress": self._progress(), "seconds": self._clock(),
                                    "validation": score})
-        return score
+        return score, without
 
     def _settle(self) -> None:
         """A last look and log; all workers then know whether the run went wrong."""

@@ -6,6 +6,8 @@ checkpoints of one run; as a figure of quality it says nothing.
 """
 
 import math
+import statistics
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from gan.recipe import Recipe
 from gan.sampler import check_data, splitmix64
 from gan.sampling import generate
 
+GROUPS = 20                  # of held-out images, each left out once, by which a score's scatter is told
 ROWS = 1000                  # held-out images at most, and generated ones
 WIDTH = 16                   # of the feature network
 LABEL_WIDTH = 32             # a label is one of so many directions at most; more classes share them
@@ -47,15 +50,37 @@ class Validation:
         features = embed(self._net, images[rows])[0].double()
         beside = self._directions[labels[rows]]
         self._scale, self._label_scale = (_total(x) for x in (features, beside))
-        self._real = Gaussian(self._joint(features, labels[rows]))
+        joint = self._joint(features, labels[rows])
+        self._real = Gaussian(joint)
+        group = torch.empty(len(joint), dtype=torch.int64)
+        group[labels[rows].argsort(stable=True)] = torch.arange(len(joint)) % min(GROUPS, len(joint))       # of each class about as many
+        self._without = [Gaussian(joint[group != k]) for k in range(int(group.max()) + 1)] if len(joint) > 1 else []
 
     def _joint(self, features: Tensor, labels: Tensor) -> Tensor:
         return torch.cat([features.double() / self._scale, self._directions[labels] / self._label_scale], 1)
 
     def score(self, g: nn.Module) -> float:
         """Lower is better, at least 0."""
-        features = embed(self._net, generate(g, self._labels, self._seeds))[0]
-        return frechet_distance(self._real, Gaussian(self._joint(features, self._labels)))
+        return frechet_distance(self._real, self._made(g))
+
+    def scores(self, g: nn.Module) -> tuple[float, list[float]]:
+        """The score, and the same without each of the groups of held-out images, for `standard_error`."""
+        made = self._made(g)
+        return frechet_distance(self._real, made), [frechet_distance(real, made) for real in self._without]
+
+    def _made(self, g: nn.Module) -> Gaussian:
+        return Gaussian(self._joint(embed(self._net, generate(g, self._labels, self._seeds))[0], self._labels))
+
+
+def standard_error(without_a: Sequence[float], without_b: Sequence[float]) -> float:
+    """Of the difference of two generators' scores over other held-out images: the delete-a-group jackknife (Kott 2001).
+
+    Args:
+        without_a, without_b: of `Validation.scores`; 0 where there are none.
+    """
+    differences = [a - b for a, b in zip(without_a, without_b)]
+    groups = len(differences)
+    return (groups - 1) / math.sqrt(groups) * statistics.stdev(differences) if groups > 1 else 0.0
 
 
 def _total(x: Tensor) -> float:

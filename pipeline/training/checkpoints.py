@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from gan.validation import standard_error
 from pipeline import keys
 from pipeline.errors import MissingObject
 from pipeline.store import Store
@@ -21,34 +22,58 @@ def names(run: Store) -> list[str]:
     return sorted(info.key for info in run.list("checkpoints/") if info.key.endswith(".json"))
 
 
+def lowest_meta(run: Store) -> dict[str, Any] | None:
+    """The JSON of the checkpoint with the lowest score on the val split, of equals the newest; None where none has one."""
+    scored = _scored(run)
+    return min(reversed(scored), key=lambda meta: float(meta["validation"])) if scored else None
+
+
 def best_meta(run: Store) -> dict[str, Any] | None:
-    """The JSON of the checkpoint with the lowest score on the val split, of equals the newest; the newest where none has one."""
-    metas = [run.get_json(name) for name in names(run)]
-    scored = [meta for meta in metas if meta.get("validation") is not None]
-    if not scored:
-        return metas[-1] if metas else None
-    best: dict[str, Any] = min(reversed(scored), key=lambda meta: float(meta["validation"]))
-    return best
+    """The JSON of the checkpoint to publish: the newest whose score on the val split isn't shown to be worse than the lowest.
+
+    Twenty images tell checkpoints apart by what these happen to be. So one that is worse by no more than a standard error of the
+    difference, by a jackknife over the val images, counts as equal (the one-standard-error rule, Breiman 1984): it has seen more, and
+    may hold more of the run's generators. The newest of all where none has a score.
+    """
+    lowest = lowest_meta(run)
+    if lowest is None:
+        return latest_meta(run)
+    return next(meta for meta in reversed(_scored(run)) if _excess(meta, lowest) <= _standard_error(meta, lowest))
 
 
-def choice(chosen: dict[str, Any], latest: dict[str, Any]) -> str:
+def _scored(run: Store) -> list[dict[str, Any]]:
+    return [meta for meta in map(run.get_json, names(run)) if meta.get("validation") is not None]
+
+
+def _excess(meta: dict[str, Any], lowest: dict[str, Any]) -> float:
+    return float(meta["validation"]) - float(lowest["validation"])
+
+
+def _standard_error(meta: dict[str, Any], lowest: dict[str, Any]) -> float:
+    return standard_error(meta.get("validation_without", ()), lowest.get("validation_without", ()))
+
+
+def choice(chosen: dict[str, Any], latest: dict[str, Any], lowest: dict[str, Any] | None) -> str:
     """A sentence on why this checkpoint; empty where there was nothing to choose by."""
-    if chosen.get("validation") is None:
+    if lowest is None:
         return ""
-    kept = f"lowest distance to the val images ({chosen['validation']:.4f}) after {chosen['kimg']:,.1f} thousand images"
-    if chosen["kimg"] == latest["kimg"]:
-        return f"the last checkpoint is kept: {kept}"
-    return f"not the last checkpoint is kept: {kept}, {latest.get('validation', float('nan')):.4f} at the end"
+    last = "the last checkpoint is kept" if chosen["kimg"] == latest["kimg"] else "not the last checkpoint is kept"
+    after = f"({lowest['validation']:.4f}) after {lowest['kimg']:,.1f} thousand images"
+    if chosen["kimg"] == lowest["kimg"]:
+        end = f", {latest['validation']:.4f} at the end" if chosen["kimg"] != latest["kimg"] and "validation" in latest else ""
+        return f"{last}: lowest distance to the val images {after}{end}"
+    which = "" if chosen["kimg"] == latest["kimg"] else f" of {chosen['kimg']:,.1f} thousand images"
+    return f"{last}: the distance{which} to the val images ({chosen['validation']:.4f}) is within a standard error of the lowest, {after}"
 
 
 def prune(run: Store) -> None:
-    """Keeps the newest checkpoints and the best."""
+    """Keeps the newest checkpoints, the one with the lowest score and the best."""
     found = names(run)
     if len(found) <= KEEP_CHECKPOINTS:
         return
-    best = best_meta(run)
+    kept = {meta["key"].removesuffix(".safetensors") + ".json" for meta in (lowest_meta(run), best_meta(run)) if meta is not None}
     for name in found[:-KEEP_CHECKPOINTS]:
-        if best is None or name != best["key"].removesuffix(".safetensors") + ".json":
+        if name not in kept:
             remove(run, name)
 
 

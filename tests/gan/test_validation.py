@@ -10,7 +10,7 @@ from gan.loop import Hooks, train
 from gan.networks import NetSpec
 from gan.recipe import Recipe
 from gan.sampler import as_float
-from gan.validation import Validation, stride
+from gan.validation import GROUPS, Validation, standard_error, stride
 
 Data = tuple[Tensor, Tensor]
 SPEC = NetSpec("dcgan", 8, 1, 2, z_dim=8, width=8)
@@ -41,6 +41,29 @@ def test_the_score_knows_wrong_labels_dull_classes_and_noise(squares: Data) -> N
     assert real < 0.02 and judge.score(Showing(*others)) == real
     for worse in ({"swap": True}, {"one": True}, {"noise": 0.3}):
         assert judge.score(Showing(*others, **worse)) > 5 * real + 0.02, worse
+
+
+def test_leaving_groups_out_says_how_far_a_difference_is_to_be_trusted(squares: Data) -> None:
+    """As far as it scatters over other images, which falls with the root of their number."""
+    images, labels = squares
+    generators = Showing(images, labels, noise=0.3), Showing(images, labels, noise=0.32)
+
+    def difference(rows: Tensor) -> tuple[float, float]:
+        (a, without_a), (b, without_b) = (Validation(images[rows], labels[rows], 2, seed=0).scores(g) for g in generators)
+        assert len(without_a) == min(GROUPS, len(rows))
+        return b - a, standard_error(without_a, without_b)
+
+    for n in (32, 64):
+        found = torch.tensor([difference(torch.randperm(len(images), generator=torch.Generator().manual_seed(k))[:n]) for k in range(16)])
+        true, told = found[:, 0].std(), found[:, 1].square().mean().sqrt()
+        assert 0.6 < told / true < 2.2, (n, told, true)                     # rather too careful where a group left out tilts the labels
+    judge = Validation(images[:16], labels[:16], 2, seed=0)
+    assert judge.scores(generators[0]) == judge.scores(generators[0]) and judge.scores(generators[0])[0] == judge.score(generators[0])
+    assert standard_error([1.0, 2.0, 3.0], [0.5, 1.5, 2.5]) == standard_error([], []) == 0
+    # Of a mean of 30 values the jackknife gives the usual standard error, whichever thirds are left out.
+    values = torch.randn(3, 10, generator=torch.Generator().manual_seed(0)).double()
+    without = [float(values[[k for k in range(3) if k != g]].mean()) for g in range(3)]
+    assert standard_error(without, [0.0] * 3) == pytest.approx(float(values.mean(1).std()) / 3**0.5)
 
 
 def test_more_classes_than_directions_and_few_images() -> None:

@@ -15,6 +15,7 @@ import torch
 
 import gan.loop
 from gan.checkpoint import load_generator
+from gan.validation import GROUPS
 from pipeline import keys, training
 from pipeline.cluster import connected, local_cpus, threads_per_worker
 from pipeline.config import Config, parse_config
@@ -186,13 +187,15 @@ def test_divergence_is_told_and_not_tried_again(tmp_path: Path, ray_cluster: Non
     assert not run.exists(keys.TRAINED)
 
 
-def kept_in(run: Store, scores: dict[float, float | None], restarts: tuple[str, ...] = ()) -> None:
-    """Checkpoints as a worker leaves them, each followed by what `_prune` takes away."""
+def kept_in(run: Store, scores: dict[float, float | None], scatter: dict[float, float] | None = None) -> None:
+    """Checkpoints as a worker leaves them, each followed by what `prune` takes away; `scatter` of a score without a third of the images."""
     for kimg, score in scores.items():
         key = keys.checkpoint(kimg)
         run.put(key, b"weights")
-        run.put_json(key.removesuffix(".safetensors") + ".json", {
-            "kimg": kimg, "key": key, "restarts": list(restarts), **({} if score is None else {"validation": score})})
+        told: dict[str, Any] = {} if score is None else {"validation": score}
+        if score is not None and scatter is not None:
+            told["validation_without"] = [score + 1 - scatter[kimg], score + 1, score + 1 + scatter[kimg]]
+        run.put_json(key.removesuffix(".safetensors") + ".json", {"kimg": kimg, "key": key, "restarts": [], **told})
         checkpoints.prune(run)
 
 
@@ -204,11 +207,35 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_chosen(tmp_path: Path
         keys.checkpoint(kimg), keys.checkpoint(kimg).replace(".safetensors", ".json")))
     best, latest = checkpoints.best_meta(run), checkpoints.latest_meta(run)
     assert best is not None and latest is not None and (best["kimg"], latest["kimg"]) == (40, 80)
-    assert checkpoints.choice(best, latest) == (
+    assert checkpoints.choice(best, latest, best) == (
         "not the last checkpoint is kept: lowest distance to the val images (0.2000) after 40.0 thousand images, 0.2500 at the end")
     kept_in(run, {90: 0.2})                          # of equals the newest
     best = checkpoints.best_meta(run)
     assert best is not None and best["kimg"] == 90 and not run.exists(keys.checkpoint(40))
+
+
+@pytest.mark.parametrize(("scatter", "kept", "why"), [
+    ({40: 0.0, 60: 0.0, 80: 0.0}, 40, "not the last checkpoint is kept: lowest distance to the val images (0.2000) after 40.0 thousand "
+                                      "images, 0.2500 at the end"),
+    # Of the difference: 2/√3 · 0.04 after 60 thousand images and after 80, where 0.03 and 0.05 are between.
+    ({40: 0.01, 60: 0.05, 80: 0.05}, 60, "not the last checkpoint is kept: the distance of 60.0 thousand images to the val images (0.2300) "
+                                         "is within a standard error of the lowest, (0.2000) after 40.0 thousand images"),
+    ({40: 0.01, 60: 0.0, 80: 0.06}, 80, "the last checkpoint is kept: the distance to the val images (0.2500) is within a standard error "
+                                        "of the lowest, (0.2000) after 40.0 thousand images"),
+    ({40: 0.1, 60: 0.1, 80: 0.1}, 40, "not the last"),        # they scatter alike, and so their difference doesn't
+])
+def test_what_validation_does_not_tell_apart_is_told_by_what_has_seen_more(
+    scatter: dict[float, float], kept: float, why: str, tmp_path: Path
+) -> None:
+    run = Store(str(tmp_path))
+    kept_in(run, {20: None, 40: 0.2, 50: None, 60: 0.23, 70: None, 80: 0.25}, scatter=scatter)
+    best, latest, lowest = checkpoints.best_meta(run), checkpoints.latest_meta(run), checkpoints.lowest_meta(run)
+    assert best is not None and latest is not None and lowest is not None
+    assert (best["kimg"], latest["kimg"], lowest["kimg"]) == (kept, 80, 40)
+    assert checkpoints.choice(best, latest, lowest).startswith(why)
+    kept_in(run, {90: None, 100: 0.4}, scatter={100: 0.0})    # much worse: the lowest and what counts as equal are still there
+    again = checkpoints.best_meta(run)
+    assert again is not None and again["kimg"] == kept and run.exists(keys.checkpoint(40)) and run.exists(keys.checkpoint(kept))
 
 
 def test_without_scores_the_newest_is_taken(tmp_path: Path) -> None:
@@ -216,7 +243,7 @@ def test_without_scores_the_newest_is_taken(tmp_path: Path) -> None:
     assert checkpoints.best_meta(run) is None
     kept_in(run, {1: None, 2: None, 3: None})
     best = checkpoints.best_meta(run)
-    assert best is not None and best["kimg"] == 3 and checkpoints.choice(best, best) == ""
+    assert best is not None and best["kimg"] == 3 and checkpoints.choice(best, best, None) == ""
     assert len(run.list("checkpoints/")) == 4
 
 
@@ -227,7 +254,10 @@ def test_a_run_publishes_its_best_checkpoint_and_tells_why(tmp_path: Path, ray_c
     notes = Notes()
     made = training.train(config, snapshot, run, notes)
     scores = {m["kimg"]: m["validation"] for m in training.load_metrics(run) if "validation" in m}
-    assert len(scores) == 3 and made.validation == min(scores.values()) == scores[made.trained_kimg]
+    lowest = checkpoints.lowest_meta(run)
+    assert lowest is not None and len(scores) == 3 and lowest["validation"] == min(scores.values())
+    assert made.validation == scores[made.trained_kimg] and made.trained_kimg >= lowest["kimg"]
+    assert len(lowest["validation_without"]) == GROUPS
     assert made.choice in notes.notes and "val images" in made.choice
     assert load_generator(run.get(made.key)).meta["kimg"] == made.trained_kimg
 
