@@ -26,12 +26,13 @@ def main() -> None:
                ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["orchestration.py"],
                ["first_night.py"], ["mixtures.py"], ["cpu_speed.py"], ["smoke_verdict.py"]]
     if mnist:
-        scripts += [["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"], ["truncation.py", "--mnist", *mnist]]
+        scripts += [["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"], ["truncation.py", "--mnist", *mnist],
+                    ["few_labels.py", "--mnist", *mnist]]
     for name, *options in scripts:
         print(f"\n== {name} {' '.join(options)}", flush=True)
         subprocess.run([sys.executable, str(HERE / name), *options], check=True)
     if not mnist:
-        print("\nleft out: mnist_equal_seconds.py and truncation.py, for want of MNIST's folder (make bench MNIST=FOLDER)")
+        print("\nleft out: mnist_equal_seconds.py, truncation.py and few_labels.py, for want of MNIST's folder (make bench MNIST=FOLDER)")
 
 
 if __name__ == "__main__":

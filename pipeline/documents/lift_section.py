@@ -194,6 +194,8 @@ def _by_ratio(lift: LiftFigure) -> list[tuple[str, list[tuple[float, list[float]
         if arm.startswith("G") and (not weight or float(weight) == 1) and ratio:
             found.setdefault(_told(arm, "", even, kept, "", tail), []).append((float(ratio), differences))
     chosen = lift.arms[-1] if lift.arms else ""
+    longest = max(map(len, found.values()), default=0)
+    found = {name: points for name, points in found.items() if len(points) > 1 or longest == 1}       # one point is no line beside lines
     return sorted(found.items(), key=lambda item: (not item[0].startswith(chosen), -len(item[1]), item[0]))[:6]
 
 

@@ -24,7 +24,8 @@ def refusal(raw: dict[str, Any]) -> str:
     return str(e.value)
 
 
-def test_every_example_is_valid() -> None:
+def test_every_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST", "/data/mnist")
     examples = sorted((ROOT / "examples").glob("*.yaml"))
     assert examples
     for example in examples:

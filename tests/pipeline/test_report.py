@@ -251,7 +251,7 @@ def test_every_mix_has_an_interval_of_its_own_and_lift_is_drawn_against_the_rati
     assert all(len(values) == 5 for _, values in lift_section._arms(figure))
     drawn = lift_section._by_ratio(figure)
     assert [(name, [ratio for ratio, _ in places]) for name, places in drawn] == [
-        ("G3, even, p0.5d0.95, t0.25", [0.5, 1.0]), ("G3, even, t0.25", [0.5, 1.0]), ("G3, even", [0.5])]
+        ("G3, even, p0.5d0.95, t0.25", [0.5, 1.0]), ("G3, even, t0.25", [0.5, 1.0])]     # and not what was tried at one ratio
     found = page(scorecard=scorecard(DIGITS, figure))
     assert "Lift against the mixing ratio" in found.text and "in 2 ways without synthetic images and 6 with them" in found.text
     assert "(ratios 0.5, 1, drawn from up to 20 times as many)" in found.text

@@ -1,0 +1,59 @@
+"""Few labels, as a user has them: `ganmill run examples/few_labels.yaml` with the default gate, once for each seed of split, GAN and trial.
+
+    python benchmarks/few_labels.py --mnist FOLDER_OF_IDX_FILES [--seeds 1] [--first-seed 0]
+
+Prints the verdict's sentence, whether the gate published, the scores and the seconds of each.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+CONFIG = Path(__file__).resolve().parent.parent / "examples" / "few_labels.yaml"
+REFUSED = 3
+
+
+def run(seed: int, folder: str, mnist: Path) -> tuple[bool, float, dict[str, Any], dict[str, Any]]:
+    """(whether it published, seconds, scorecard, verdict) of one run."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "flows.cli", "run", str(CONFIG), "--set", f"seed={seed}", "--set", f"publish.url={folder}"]
+    done = subprocess.run(command, env={**os.environ, "MNIST": str(mnist.resolve())}, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, REFUSED):
+        raise SystemExit(done.stderr)
+    took = time.perf_counter() - began
+    scorecard, verdict = (json.loads(next(Path(folder).glob(f"few-labels/runs/*/{name}.json")).read_text())
+                          for name in ("scorecard", "verdict"))
+    return done.returncode == 0, took, scorecard, verdict
+
+
+def main() -> None:
+    """Prints some lines a seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", type=Path, required=True, help="folder with MNIST's IDX files")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for what the runs leave, to look at")
+    arguments = parser.parse_args()
+    print(machine())
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        with contextlib.ExitStack() as stack:
+            kept = arguments.keep / f"s{seed}" if arguments.keep else stack.enter_context(tempfile.TemporaryDirectory())
+            published, took, s, verdict = run(seed, str(kept), arguments.mnist)
+        print(f"\nseed {seed}: {'published' if published else 'refused'} after {took:.0f} s; agreement {s['agreement']:.3f}, "
+              f"coverage {s['coverage']:.2f}, near copies {s['memorised']:.1%}")
+        lift = s["lift"]
+        print(f"{lift['sentence']}\n{', '.join(f'{v:.2f}' for v in lift['baseline'])} → {', '.join(f'{v:.2f}' for v in lift['synthetic'])}")
+        print("\n".join(f"gate: {reason}" for reason in verdict["reasons"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
