@@ -43,3 +43,24 @@ def test_readers_do_not_wait_for_a_writer() -> None:
         writer = threads.submit(locked, {"REQUEST_METHOD": "PUT"}, None)
         assert list(locked({"REQUEST_METHOD": "GET"}, None)) == [b"read"]
         assert list(writer.result()) == [b"read meanwhile"]
+
+
+def test_a_writer_that_never_sends_its_end_holds_up_no_other() -> None:
+    rest, given = threading.Event(), []
+
+    class Stalled:
+        def read(self, length: int) -> bytes:
+            assert length == 7 and rest.wait(10)
+            return b"partial"
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        given.append(environ["wsgi.input"].read())
+        return []
+
+    locked = one_writer_at_a_time(app)
+    with ThreadPoolExecutor(2) as threads:
+        stalled = threads.submit(locked, {"REQUEST_METHOD": "PUT", "CONTENT_LENGTH": "7", "wsgi.input": Stalled()}, None)
+        locked({"REQUEST_METHOD": "PUT", "CONTENT_LENGTH": "", "wsgi.input": Stalled()}, None)
+        rest.set()
+        stalled.result()
+    assert given == [b"", b"partial"]

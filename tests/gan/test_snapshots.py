@@ -110,9 +110,10 @@ def test_a_restart_has_the_snapshots_of_its_checkpoint_or_none(made: Kept, squar
     assert state.earlier == () and state.sampler is state.ema
 
 
-def test_the_score_is_of_what_will_be_sampled(squares: Data) -> None:
+def test_the_score_is_of_what_will_be_sampled(squares: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gan.validation.EVERY_KIMG", 0.2)
     images, labels = squares
-    recipe, kept = RECIPE.replace({"total_kimg": 40.0, "checkpoints": 2, "snapshots": 2}), []
+    recipe, kept = RECIPE.replace({"checkpoints": 2, "snapshots": 2}), []
     train(images, labels, SPEC, recipe, seed=4, held_out=(images, labels), hooks=Hooks(on_checkpoint=lambda *a: kept.append(a)))
     loaded, score = load_generator(kept[-1][0]).net, Validation(images, labels, 2, 4).score
     assert isinstance(loaded, Mixture)
