@@ -18,14 +18,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ("test_run.py", "test_lift.py", "test_training.py")      # minutes each: begun last, one of them would run on alone
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """An S3-protocol server; tests make buckets of their own."""

@@ -103,7 +103,7 @@ def test_ray_changes_nothing_and_what_is_finished_is_kept(tmp_path: Path, ray_cl
 
 def kill_a_worker_after(checkpoints: Path, pid_of_driver: int, seen: set[int]) -> None:
     """SIGKILL to the training worker once it has left a checkpoint; `seen`: the scheduling policies of its threads."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if list(checkpoints.glob("*.json")):
             for process in psutil.Process(pid_of_driver).children(recursive=True):
