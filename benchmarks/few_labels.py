@@ -6,7 +6,6 @@ Prints the verdict's sentence, whether the gate published, the scores and the se
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -18,21 +17,30 @@ from typing import Any
 
 from machine import machine
 
+from pipeline.errors import GateRefused
+
 CONFIG = Path(__file__).resolve().parent.parent / "examples" / "few_labels.yaml"
-REFUSED = 3
 
 
-def run(seed: int, folder: str, mnist: Path) -> tuple[bool, float, dict[str, Any], dict[str, Any]]:
+def run(seed: int, folder: Path, mnist: Path) -> tuple[bool, float, dict[str, Any], dict[str, Any]]:
     """(whether it published, seconds, scorecard, verdict) of one run."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "flows.cli", "run", str(CONFIG), "--set", f"seed={seed}", "--set", f"publish.url={folder}"]
     done = subprocess.run(command, env={**os.environ, "MNIST": str(mnist.resolve())}, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, REFUSED):
+    if done.returncode not in (0, GateRefused.exit_status):
         raise SystemExit(done.stderr)
     took = time.perf_counter() - began
-    scorecard, verdict = (json.loads(next(Path(folder).glob(f"few-labels/runs/*/{name}.json")).read_text())
+    scorecard, verdict = (json.loads(next(folder.glob(f"few-labels/runs/*/{name}.json")).read_text())
                           for name in ("scorecard", "verdict"))
     return done.returncode == 0, took, scorecard, verdict
+
+
+def show(seed: int, published: bool, took: float, scorecard: dict[str, Any], verdict: dict[str, Any]) -> None:
+    """What came of it, and each classifier seed's accuracy without and with synthesis."""
+    print(f"\nseed {seed}: {'published' if published else 'refused'} after {took:.0f} s; agreement {scorecard['agreement']:.3f}, "
+          f"coverage {scorecard['coverage']:.2f}, near copies {scorecard['memorised']:.1%}\n{scorecard['lift']['sentence']}")
+    print(" → ".join(", ".join(f"{value:.2f}" for value in scorecard["lift"][side]) for side in ("baseline", "synthetic")))
+    print("".join(f"gate: {reason}\n" for reason in verdict["reasons"]), end="", flush=True)
 
 
 def main() -> None:
@@ -44,15 +52,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for what the runs leave, to look at")
     arguments = parser.parse_args()
     print(machine())
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        with contextlib.ExitStack() as stack:
-            kept = arguments.keep / f"s{seed}" if arguments.keep else stack.enter_context(tempfile.TemporaryDirectory())
-            published, took, s, verdict = run(seed, str(kept), arguments.mnist)
-        print(f"\nseed {seed}: {'published' if published else 'refused'} after {took:.0f} s; agreement {s['agreement']:.3f}, "
-              f"coverage {s['coverage']:.2f}, near copies {s['memorised']:.1%}")
-        lift = s["lift"]
-        print(f"{lift['sentence']}\n{', '.join(f'{v:.2f}' for v in lift['baseline'])} → {', '.join(f'{v:.2f}' for v in lift['synthetic'])}")
-        print("\n".join(f"gate: {reason}" for reason in verdict["reasons"]), flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+            show(seed, *run(seed, (arguments.keep or Path(temporary)) / f"s{seed}", arguments.mnist))
 
 
 if __name__ == "__main__":

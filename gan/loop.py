@@ -399,7 +399,7 @@ class _Run:
     def _score(self) -> tuple[float, list[float]]:
         """Distance to the held-out images, told to whoever listens, and to them without a group each."""
         assert self.validation is not None
-        score, without = self.validation.scores(self.state.sampler)
+        score, without = self.validation.score(self.state.sampler)
         if self.hooks.on_metrics is not None:
             self.hooks.on_metrics({"kimg": self.state.kimg, "progress": self._progress(), "seconds": self._clock(),
                                    "validation": score})

@@ -59,24 +59,17 @@ class Validation:
     def _joint(self, features: Tensor, labels: Tensor) -> Tensor:
         return torch.cat([features.double() / self._scale, self._directions[labels] / self._label_scale], 1)
 
-    def score(self, g: nn.Module) -> float:
-        """Lower is better, at least 0."""
-        return frechet_distance(self._real, self._made(g))
-
-    def scores(self, g: nn.Module) -> tuple[float, list[float]]:
-        """The score, and the same without each of the groups of held-out images, for `standard_error`."""
-        made = self._made(g)
+    def score(self, g: nn.Module) -> tuple[float, list[float]]:
+        """The score, lower being better and at least 0, and the same without each group of held-out images, for `standard_error`."""
+        made = Gaussian(self._joint(embed(self._net, generate(g, self._labels, self._seeds))[0], self._labels))
         return frechet_distance(self._real, made), [frechet_distance(real, made) for real in self._without]
-
-    def _made(self, g: nn.Module) -> Gaussian:
-        return Gaussian(self._joint(embed(self._net, generate(g, self._labels, self._seeds))[0], self._labels))
 
 
 def standard_error(without_a: Sequence[float], without_b: Sequence[float]) -> float:
     """Of the difference of two generators' scores over other held-out images: the delete-a-group jackknife (Kott 2001).
 
     Args:
-        without_a, without_b: of `Validation.scores`; 0 where there are none.
+        without_a, without_b: of `Validation.score`; 0 where there are none.
     """
     differences = [a - b for a, b in zip(without_a, without_b)]
     groups = len(differences)

@@ -22,7 +22,7 @@ from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Snapshot
 from pipeline.store import Store, troubles
 from pipeline.training.board import Board
-from pipeline.training.checkpoints import best_meta, choice, earlier_metrics, latest_meta, load_metrics, lowest_meta, put_metrics
+from pipeline.training.checkpoints import best_and_lowest, choice, earlier_metrics, latest_meta, load_metrics, put_metrics
 from pipeline.training.preset import check_model, choose_preset, train_counts
 from pipeline.training.worker import Job, worker
 
@@ -56,14 +56,14 @@ def train(config: Config, snapshot: Snapshot, run: Store, progress: Progress) ->
         raise Interrupted("training was stopped; its last checkpoint is kept")
     if ending.reason is not None:
         raise TrainingFailed(f"training of {ending.model or config.train.model} stopped: {ending.reason}")
-    latest, meta = latest_meta(run), best_meta(run)
+    latest, (meta, lowest) = latest_meta(run), best_and_lowest(run)
     if latest is None or meta is None:
         raise TrainingFailed("training ended without a checkpoint; see the worker's log above")
     checkpoint = Checkpoint(
         key=meta["key"], sha256=meta["sha256"], model=meta["spec"]["family"], preset=meta["preset"], net=meta["spec"],
         trained_kimg=meta["kimg"], images_per_s=1000 * latest["kimg"] / max(latest["elapsed_s"], 1e-9),
         seconds=latest["elapsed_s"], config_digest=digest, train_fingerprint=snapshot.fingerprint,
-        validation=meta.get("validation"), choice=choice(meta, latest, lowest_meta(run)), restarts=tuple(latest.get("restarts", ())),
+        validation=meta.get("validation"), choice=choice(meta, latest, lowest), restarts=tuple(latest.get("restarts", ())),
     )
     if checkpoint.choice:
         progress.note(checkpoint.choice)

@@ -22,35 +22,24 @@ def names(run: Store) -> list[str]:
     return sorted(info.key for info in run.list("checkpoints/") if info.key.endswith(".json"))
 
 
-def lowest_meta(run: Store) -> dict[str, Any] | None:
-    """The JSON of the checkpoint with the lowest score on the val split, of equals the newest; None where none has one."""
-    scored = _scored(run)
-    return min(reversed(scored), key=lambda meta: float(meta["validation"])) if scored else None
+def best_and_lowest(run: Store) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The JSON of the checkpoint to publish and of the one with the lowest score on the val split, of equals the newest.
 
-
-def best_meta(run: Store) -> dict[str, Any] | None:
-    """The JSON of the checkpoint to publish: the newest whose score on the val split isn't shown to be worse than the lowest.
-
-    Twenty images tell checkpoints apart by what these happen to be. So one that is worse by no more than a standard error of the
-    difference, by a jackknife over the val images, counts as equal (the one-standard-error rule, Breiman 1984): it has seen more, and
-    may hold more of the run's generators. The newest of all where none has a score.
+    Twenty images tell checkpoints apart by what these happen to be. So the newest is published of those that are worse by no more than a
+    standard error of the difference, by a jackknife over the val images (the one-standard-error rule, Breiman 1984): it has seen more,
+    and may hold more of the run's generators. Where none has a score, the newest of all, and None.
     """
-    lowest = lowest_meta(run)
-    if lowest is None:
-        return latest_meta(run)
-    return next(meta for meta in reversed(_scored(run)) if _excess(meta, lowest) <= _standard_error(meta, lowest))
+    every = [run.get_json(name) for name in names(run)]
+    newest_first = [meta for meta in reversed(every) if meta.get("validation") is not None]
+    if not newest_first:
+        return (every[-1] if every else None), None
+    lowest = min(newest_first, key=lambda meta: float(meta["validation"]))
 
+    def as_good(meta: dict[str, Any]) -> bool:
+        error = standard_error(meta.get("validation_without", ()), lowest.get("validation_without", ()))
+        return bool(meta["validation"] - lowest["validation"] <= error)
 
-def _scored(run: Store) -> list[dict[str, Any]]:
-    return [meta for meta in map(run.get_json, names(run)) if meta.get("validation") is not None]
-
-
-def _excess(meta: dict[str, Any], lowest: dict[str, Any]) -> float:
-    return float(meta["validation"]) - float(lowest["validation"])
-
-
-def _standard_error(meta: dict[str, Any], lowest: dict[str, Any]) -> float:
-    return standard_error(meta.get("validation_without", ()), lowest.get("validation_without", ()))
+    return next(filter(as_good, newest_first)), lowest
 
 
 def choice(chosen: dict[str, Any], latest: dict[str, Any], lowest: dict[str, Any] | None) -> str:
@@ -58,12 +47,13 @@ def choice(chosen: dict[str, Any], latest: dict[str, Any], lowest: dict[str, Any
     if lowest is None:
         return ""
     last = "the last checkpoint is kept" if chosen["kimg"] == latest["kimg"] else "not the last checkpoint is kept"
-    after = f"({lowest['validation']:.4f}) after {lowest['kimg']:,.1f} thousand images"
+    after = f"after {lowest['kimg']:,.1f} thousand images"
     if chosen["kimg"] == lowest["kimg"]:
         end = f", {latest['validation']:.4f} at the end" if chosen["kimg"] != latest["kimg"] and "validation" in latest else ""
-        return f"{last}: lowest distance to the val images {after}{end}"
+        return f"{last}: lowest distance to the val images ({lowest['validation']:.4f}) {after}{end}"
     which = "" if chosen["kimg"] == latest["kimg"] else f" of {chosen['kimg']:,.1f} thousand images"
-    return f"{last}: the distance{which} to the val images ({chosen['validation']:.4f}) is within a standard error of the lowest, {after}"
+    return (f"{last}: the distance{which} to the val images ({chosen['validation']:.4f}) is within a standard error of the lowest, "
+            f"{lowest['validation']:.4f} {after}")
 
 
 def prune(run: Store) -> None:
@@ -71,7 +61,7 @@ def prune(run: Store) -> None:
     found = names(run)
     if len(found) <= KEEP_CHECKPOINTS:
         return
-    kept = {meta["key"].removesuffix(".safetensors") + ".json" for meta in (lowest_meta(run), best_meta(run)) if meta is not None}
+    kept = {meta["key"].removesuffix(".safetensors") + ".json" for meta in best_and_lowest(run) if meta is not None}
     for name in found[:-KEEP_CHECKPOINTS]:
         if name not in kept:
             remove(run, name)

@@ -18,6 +18,7 @@ def work():
         net(torch.ones(64, 1, 32, 32)).square().mean().backward()
 def count():
     work()
+    work()                                           # a heap may still grow in the first
     before = faults()
     work()
     print(faults() - before)
@@ -38,4 +39,4 @@ def test_kept_memory_needs_no_new_pages_in_the_main_thread_and_in_others() -> No
     # above a heap's free memory glibc can't give it back, so one process in many keeps it by chance.
     default = next((found for found in (min(_faults("default")) for _ in range(3)) if found > 5000), 0)
     assert default > 5000
-    assert max(_faults("keep")) < default / 3        # a heap may still grow once
+    assert max(_faults("keep")) < default / 5

@@ -117,7 +117,7 @@ def test_the_score_is_of_what_will_be_sampled(squares: Data, monkeypatch: pytest
     train(images, labels, SPEC, recipe, seed=4, held_out=(images, labels), hooks=Hooks(on_checkpoint=lambda *a: kept.append(a)))
     loaded, score = load_generator(kept[-1][0]).net, Validation(images, labels, 2, 4).score
     assert isinstance(loaded, Mixture)
-    assert kept[-1][1]["validation"] == pytest.approx(score(loaded)) != pytest.approx(score(loaded.members[1]))
+    assert kept[-1][1]["validation"] == pytest.approx(score(loaded)[0]) != pytest.approx(score(loaded.members[1])[0])
 
 
 @pytest.mark.parametrize("count", [-1, 1.0, "1", None, MOST_SNAPSHOTS, 3])

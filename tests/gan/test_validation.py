@@ -37,10 +37,10 @@ def test_the_score_knows_wrong_labels_dull_classes_and_noise(squares: Data) -> N
     images, labels = squares
     judge = Validation(images[:200], labels[:200], 2, seed=0)
     others = images[200:], labels[200:]
-    real = judge.score(Showing(*others))
-    assert real < 0.02 and judge.score(Showing(*others)) == real
+    real = judge.score(Showing(*others))[0]
+    assert real < 0.02 and judge.score(Showing(*others))[0] == real
     for worse in ({"swap": True}, {"one": True}, {"noise": 0.3}):
-        assert judge.score(Showing(*others, **worse)) > 5 * real + 0.02, worse
+        assert judge.score(Showing(*others, **worse))[0] > 5 * real + 0.02, worse
 
 
 def test_leaving_groups_out_says_how_far_a_difference_is_to_be_trusted(squares: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_leaving_groups_out_says_how_far_a_difference_is_to_be_trusted(squares: 
     generators = Showing(images, labels, noise=0.3), Showing(images, labels, noise=0.32)
 
     def difference(rows: Tensor) -> tuple[float, float]:
-        (a, without_a), (b, without_b) = (Validation(images[rows], labels[rows], 2, seed=0).scores(g) for g in generators)
+        (a, without_a), (b, without_b) = (Validation(images[rows], labels[rows], 2, seed=0).score(g) for g in generators)
         assert len(without_a) == min(GROUPS, len(rows))
         return b - a, standard_error(without_a, without_b)
 
@@ -58,7 +58,7 @@ def test_leaving_groups_out_says_how_far_a_difference_is_to_be_trusted(squares: 
     true, told = found[:, 0].std(), found[:, 1].square().mean().sqrt()
     assert 0.5 < told / true < 2.5, (told, true)                            # rather too careful where a group left out tilts the labels
     judge = Validation(images[:16], labels[:16], 2, seed=0)
-    assert judge.scores(generators[0]) == judge.scores(generators[0]) and judge.scores(generators[0])[0] == judge.score(generators[0])
+    assert judge.score(generators[0]) == judge.score(generators[0])
     assert standard_error([1.0, 2.0, 3.0], [0.5, 1.5, 2.5]) == standard_error([], []) == 0
     # Of a mean of 30 values the jackknife gives the usual standard error, whichever thirds are left out.
     values = torch.randn(3, 10, generator=torch.Generator().manual_seed(0)).double()
@@ -69,9 +69,9 @@ def test_leaving_groups_out_says_how_far_a_difference_is_to_be_trusted(squares: 
 def test_more_classes_than_directions_and_few_images() -> None:
     images = torch.randint(0, 256, (80, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     judge = Validation(images, torch.arange(80), 80, seed=0)
-    assert judge.score(Showing(images, torch.arange(80) % 2)) > 0
+    assert judge.score(Showing(images, torch.arange(80) % 2))[0] > 0
     same = Validation(images[:1], torch.zeros(1, dtype=torch.int64), 1, seed=0)
-    assert same.score(Showing(images, torch.arange(80) % 2)) > 0
+    assert same.score(Showing(images, torch.arange(80) % 2))[0] > 0
     with pytest.raises(BadData, match="no images"):
         Validation(images[:0], torch.zeros(0, dtype=torch.int64), 1, seed=0)
 

@@ -4,8 +4,8 @@ import hashlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,28 +101,36 @@ def test_ray_changes_nothing_and_what_is_finished_is_kept(tmp_path: Path, ray_cl
         training.train(config_of(budget={"kimg": 5}), snapshot, run, NullProgress())
 
 
-def kill_a_worker_after(checkpoints: Path, pid_of_driver: int, seen: set[int]) -> None:
-    """SIGKILL to the training worker once it has left a checkpoint; `seen`: the scheduling policies of its threads."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if list(checkpoints.glob("*.json")):
-            for process in psutil.Process(pid_of_driver).children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    seen |= {os.sched_getscheduler(thread.id) for thread in process.threads()}
-                    os.kill(process.pid, signal.SIGKILL)
-                    return
-        time.sleep(0.02)
+@contextmanager
+def a_worker_killed(checkpoints: Path) -> Iterator[set[int]]:
+    """SIGKILL to this process's training worker once it has left a checkpoint; gives the scheduling policies that its threads had."""
+    seen: set[int] = set()
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.02):
+            if list(checkpoints.glob("*.json")):
+                for process in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        seen.update(os.sched_getscheduler(thread.id) for thread in process.threads())
+                        os.kill(process.pid, signal.SIGKILL)
+                        return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        killer.join()
 
 
 def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_cluster: None) -> None:
     config = config_of(budget={"kimg": 6}, options={"width": 8, "checkpoint_every_kimg": 0.5})
     run, snapshot = prepared(str(tmp_path), config)
-    policies: set[int] = set()
-    killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "checkpoints", os.getpid(), policies))
-    killer.start()
     notes = Notes()
-    made = training.train(config, snapshot, run, notes)
-    killer.join()
+    with a_worker_killed(tmp_path / "checkpoints") as policies:
+        made = training.train(config, snapshot, run, notes)
     resumed = [note for note in notes.notes if "continuing from the checkpoint" in note]
     assert resumed, notes.notes
     trained = load_generator(run.get(made.key)).net.state_dict()
@@ -141,12 +149,9 @@ def test_one_of_two_workers_killed_costs_an_interval_and_not_a_bit(tmp_path: Pat
     for name, killing in (("whole", False), ("killed", True)):
         run, snapshot = prepared(str(tmp_path / name), config)
         notes = Notes()
-        killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / name / "checkpoints", os.getpid(), set()))
+        with a_worker_killed(tmp_path / name / "checkpoints") if killing else nullcontext():
+            made[name] = load_generator(run.get(training.train(config, snapshot, run, notes).key)).net.state_dict()
         if killing:
-            killer.start()
-        made[name] = load_generator(run.get(training.train(config, snapshot, run, notes).key)).net.state_dict()
-        if killing:
-            killer.join()
             assert [note for note in notes.notes if "continuing from the checkpoint" in note], notes.notes
     assert all(torch.equal(weight, made["killed"][name]) for name, weight in made["whole"].items())
 
@@ -205,12 +210,12 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_chosen(tmp_path: Path
     names = [info.key for info in run.list("checkpoints/")]
     assert sorted(names) == sorted(name for kimg in (40, 70, 80) for name in (
         keys.checkpoint(kimg), keys.checkpoint(kimg).replace(".safetensors", ".json")))
-    best, latest = checkpoints.best_meta(run), checkpoints.latest_meta(run)
+    best, latest = checkpoints.best_and_lowest(run)[0], checkpoints.latest_meta(run)
     assert best is not None and latest is not None and (best["kimg"], latest["kimg"]) == (40, 80)
     assert checkpoints.choice(best, latest, best) == (
         "not the last checkpoint is kept: lowest distance to the val images (0.2000) after 40.0 thousand images, 0.2500 at the end")
     kept_in(run, {90: 0.2})                          # of equals the newest
-    best = checkpoints.best_meta(run)
+    best = checkpoints.best_and_lowest(run)[0]
     assert best is not None and best["kimg"] == 90 and not run.exists(keys.checkpoint(40))
 
 
@@ -219,9 +224,9 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_chosen(tmp_path: Path
                                       "images, 0.2500 at the end"),
     # Of the difference: 2/√3 · 0.04 after 60 thousand images and after 80, where 0.03 and 0.05 are between.
     ({40: 0.01, 60: 0.05, 80: 0.05}, 60, "not the last checkpoint is kept: the distance of 60.0 thousand images to the val images (0.2300) "
-                                         "is within a standard error of the lowest, (0.2000) after 40.0 thousand images"),
+                                         "is within a standard error of the lowest, 0.2000 after 40.0 thousand images"),
     ({40: 0.01, 60: 0.0, 80: 0.06}, 80, "the last checkpoint is kept: the distance to the val images (0.2500) is within a standard error "
-                                        "of the lowest, (0.2000) after 40.0 thousand images"),
+                                        "of the lowest, 0.2000 after 40.0 thousand images"),
     ({40: 0.1, 60: 0.1, 80: 0.1}, 40, "not the last"),        # they scatter alike, and so their difference doesn't
 ])
 def test_what_validation_does_not_tell_apart_is_told_by_what_has_seen_more(
@@ -229,20 +234,20 @@ def test_what_validation_does_not_tell_apart_is_told_by_what_has_seen_more(
 ) -> None:
     run = Store(str(tmp_path))
     kept_in(run, {20: None, 40: 0.2, 50: None, 60: 0.23, 70: None, 80: 0.25}, scatter=scatter)
-    best, latest, lowest = checkpoints.best_meta(run), checkpoints.latest_meta(run), checkpoints.lowest_meta(run)
+    (best, lowest), latest = checkpoints.best_and_lowest(run), checkpoints.latest_meta(run)
     assert best is not None and latest is not None and lowest is not None
     assert (best["kimg"], latest["kimg"], lowest["kimg"]) == (kept, 80, 40)
     assert checkpoints.choice(best, latest, lowest).startswith(why)
     kept_in(run, {90: None, 100: 0.4}, scatter={100: 0.0})    # much worse: the lowest and what counts as equal are still there
-    again = checkpoints.best_meta(run)
+    again = checkpoints.best_and_lowest(run)[0]
     assert again is not None and again["kimg"] == kept and run.exists(keys.checkpoint(40)) and run.exists(keys.checkpoint(kept))
 
 
 def test_without_scores_the_newest_is_taken(tmp_path: Path) -> None:
     run = Store(str(tmp_path))
-    assert checkpoints.best_meta(run) is None
+    assert checkpoints.best_and_lowest(run)[0] is None
     kept_in(run, {1: None, 2: None, 3: None})
-    best = checkpoints.best_meta(run)
+    best = checkpoints.best_and_lowest(run)[0]
     assert best is not None and best["kimg"] == 3 and checkpoints.choice(best, best, None) == ""
     assert len(run.list("checkpoints/")) == 4
 
@@ -254,7 +259,7 @@ def test_a_run_publishes_its_best_checkpoint_and_tells_why(tmp_path: Path, ray_c
     notes = Notes()
     made = training.train(config, snapshot, run, notes)
     scores = {m["kimg"]: m["validation"] for m in training.load_metrics(run) if "validation" in m}
-    lowest = checkpoints.lowest_meta(run)
+    lowest = checkpoints.best_and_lowest(run)[1]
     assert lowest is not None and len(scores) == 3 and lowest["validation"] == min(scores.values())
     assert made.validation == scores[made.trained_kimg] and made.trained_kimg >= lowest["kimg"]
     assert len(lowest["validation_without"]) == GROUPS
