@@ -49,7 +49,7 @@ def test_init_writes_a_config_that_fits(
     assert config.name == "my-pets" and config.source.url == str(source)
     assert config.prepare.resolution == expected["resolution"] and config.prepare.channels == expected["channels"]
     assert config.sample.target == expected["target"]
-    assert config.evaluate.lift is not None and config.evaluate.lift.ratios == [1.0, 2.0]
+    assert config.evaluate.lift is not None and (config.evaluate.lift.ratios, config.evaluate.lift.seeds) == ([1.0, 2.0], 6)
     kept = [name for name, n in counts.items() if n >= 3]
     assert (config.source.subset.classes if config.source.subset else list(counts)) == kept
     assert out.read_text().count("#") > 8, "a commented config"
