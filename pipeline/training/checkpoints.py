@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from gan.validation import standard_error
 from pipeline import keys
 from pipeline.errors import MissingObject
 from pipeline.store import Store
@@ -29,6 +28,8 @@ def best_and_lowest(run: Store) -> tuple[dict[str, Any] | None, dict[str, Any] |
     standard error of the difference, by a jackknife over the val images (the one-standard-error rule, Breiman 1984): it has seen more,
     and may hold more of the run's generators. Where none has a score, the newest of all, and None.
     """
+    from gan.validation import standard_error  # brings torch, and most of Ray's processes need none
+
     every = [run.get_json(name) for name in names(run)]
     newest_first = [meta for meta in reversed(every) if meta.get("validation") is not None]
     if not newest_first:

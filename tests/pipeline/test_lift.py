@@ -71,13 +71,13 @@ def chosen(baseline: Sequence[Any], synthetic: Sequence[Any] | None) -> lift.Cho
 def test_a_perfect_generator_lifts_and_a_wrong_one_is_not_recommended(tmp_path: Any) -> None:
     data = bench([60, 12, 3])
     config = LiftConfig(seeds=3, ratios=[2.0, 4.0])
-    good = measure_lift(config, data, oracle, 0, NullProgress(), workers=2)
+    good = measure_lift(config, data, oracle, 0, NullProgress(), workers=1)
     assert good.lift_pp > 1
     assert good.chosen_ratio in (2.0, 4.0)
     assert good.interval_pp[0] < good.lift_pp < good.interval_pp[1]
     assert len(good.rows) == 3 * 2 * (2 + 1)          # as many ways without synthesis as with it, one of either under stronger augmentation
     assert good.recall_synthetic["c"] > good.recall_baseline["c"]
-    wrong = measure_lift(config, data, noise, 0, NullProgress(), workers=2)
+    wrong = measure_lift(config, data, noise, 0, NullProgress(), workers=1)
     assert wrong.lift_pp < 0
     assert wrong.chosen_ratio == 0
     assert wrong.sentence.startswith("No lift")
@@ -131,7 +131,7 @@ def test_a_classifier_that_cannot_learn_is_no_judge() -> None:
     data = bench([60, 60], steps=20)
     mixed = {name: Rows(getattr(data, name).images, torch.randint(0, 2, (len(getattr(data, name)),), generator=generator))
              for name in ("train", "val", "test")}
-    figure = measure_lift(LiftConfig(seeds=3), dataclasses.replace(data, **mixed), oracle, 0, NullProgress())
+    figure = measure_lift(LiftConfig(seeds=3), dataclasses.replace(data, **mixed), oracle, 0, NullProgress(), workers=1)
     assert figure.seeds == ()
     assert "did not learn" in figure.sentence
 
@@ -310,7 +310,7 @@ def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
     data = bench([60, 12, 3])
     net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0, balanced=True)
     config = LiftConfig(seeds=3, ratios=[4.0], arms="all")
-    figure = measure_lift(config, data, oracle, 0, NullProgress(), model=net, workers=2)
+    figure = measure_lift(config, data, oracle, 0, NullProgress(), model=net, workers=1)
     mean = {name: np.mean([row["test"] for row in figure.rows if row["arm"] == name]) for name in
             ("A0", "A1", "A2", "A3", "A4", "G1", "G2", "G3", "N1", "N2", "O1", "S1")}
     assert figure.lift_pp > 0
@@ -328,7 +328,8 @@ def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
 
 
 def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
-    figure = measure_lift(LiftConfig(seeds=1, ratios=[1.0], arms="all", steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
+    figure = measure_lift(LiftConfig(seeds=1, ratios=[1.0], arms="all"), bench([20, 8], steps=3), oracle, 0, NullProgress(), workers=1,
+                          even=True)
     ways = {(row["arm"], row["even"], row["weight"], row["real_only_tail"]) for row in figure.rows}
     assert {way[1:] for way in ways if way[0] == "G3"} == {
         (True, 1.0, 0.0), (True, 0.5, 0.0), (True, 1.0, 0.25), (True, 0.5, 0.25), (False, 1.0, 0.25)}
@@ -339,13 +340,13 @@ def test_an_even_mix_is_tried_where_every_class_will_be_published() -> None:
     assert {way[1] for way in ways if way[0] == "O1"} == {False}       # real images where they are worth most
     without, with_synthesis = ([way for way in ways if way[0].startswith(letter)] for letter in "AG")
     assert len(without) == len(with_synthesis)
-    quick = measure_lift(LiftConfig(seeds=1, ratios=[1.0], steps=3), bench([20, 8]), oracle, 0, NullProgress(), even=True)
+    quick = measure_lift(LiftConfig(seeds=1, ratios=[1.0]), bench([20, 8], steps=3), oracle, 0, NullProgress(), workers=1, even=True)
     assert {(row["even"], row["real_only_tail"]) for row in quick.rows if row["arm"] == "G3"} == {(True, 0.25)}
     assert len(quick.rows) == classifiers(LiftConfig(seeds=1, ratios=[1.0]), FEW_VAL_QUICK)
 
 
 def test_rows_are_tried_as_they_will_be_published() -> None:
-    data = bench([20, 12, 6])
+    data = bench([20, 12, 6], steps=10)
     net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0, balanced=True)
     config = LiftConfig(seeds=1, ratios=[1.0])
     figure = measure_lift(config, data, oracle, 0, NullProgress(), model=net, published=Filter(min_confidence=0.3), workers=1)

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,7 +24,7 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError, Interrupted, RunMismatch, TrainingFailed
 from pipeline.prepare import load_split, prepare
 from pipeline.progress import NullProgress
-from pipeline.records import Snapshot
+from pipeline.records import Checkpoint, Snapshot
 from pipeline.seeds import derive
 from pipeline.store import Store
 from pipeline.training import checkpoints
@@ -82,23 +84,36 @@ def test_rays_own_processes_give_way(ray_cluster: None) -> None:
     assert ray.get(policy.remote()) == os.SCHED_BATCH and os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-def test_ray_changes_nothing_and_what_is_finished_is_kept(tmp_path: Path, ray_cluster: None) -> None:
-    config = config_of()
-    run, snapshot = prepared(str(tmp_path), config)
-    made = training.train(config, snapshot, run, NullProgress())
+def test_processes_that_only_tell_of_a_training_start_without_torch() -> None:
+    """The board's and Ray Train's own, which unpickle what lies in the package: two seconds for each."""
+    code = "import sys, pipeline.training.board, pipeline.training.worker; print([m for m in ('torch', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def assert_as_without_ray(made: Checkpoint, config: Config, snapshot: Snapshot, run: Store) -> None:
+    """The same weights to the bit, metrics and grids beside them, and kept: another call trains nothing."""
     data = run.get(made.key)
     assert hashlib.sha256(data).hexdigest() == made.sha256
     trained = load_generator(data).net.state_dict()
     for name, weight in bare_weights(config, snapshot, run).items():
         assert torch.equal(weight, trained[name]), name
-    assert made.trained_kimg == pytest.approx(2, abs=0.04) and made.images_per_s > 0
+    assert made.trained_kimg == pytest.approx(config.train.budget.kimg, rel=0.02) and made.images_per_s > 0
     metrics = training.load_metrics(run)
     assert {"loss_d", "loss_g", "grad_norm_d", "grad_norm_g", "images_per_s", "kimg"} <= {name for m in metrics for name in m}
     assert any("diversity_per_class" in m for m in metrics)
+    kimgs = [m["kimg"] for m in metrics if "loss_d" in m]
+    assert kimgs == sorted(kimgs)                    # what a lost interval said is forgotten
     assert run.list("grids/") and len([i for i in run.list("checkpoints/") if i.key.endswith(".json")]) <= 2
     assert training.train(config, snapshot, run, NullProgress()) == made
     with pytest.raises(RunMismatch, match="other config"):
         training.train(config_of(budget={"kimg": 5}), snapshot, run, NullProgress())
+
+
+@pytest.mark.slow
+def test_ray_changes_nothing(tmp_path: Path, ray_cluster: None) -> None:
+    config = config_of()
+    run, snapshot = prepared(str(tmp_path), config)
+    assert_as_without_ray(training.train(config, snapshot, run, NullProgress()), config, snapshot, run)
 
 
 @contextmanager
@@ -133,11 +148,7 @@ def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_clu
         made = training.train(config, snapshot, run, notes)
     resumed = [note for note in notes.notes if "continuing from the checkpoint" in note]
     assert resumed, notes.notes
-    trained = load_generator(run.get(made.key)).net.state_dict()
-    for name, weight in bare_weights(config, snapshot, run).items():
-        assert torch.equal(weight, trained[name]), name
-    kimgs = [m["kimg"] for m in training.load_metrics(run) if "loss_d" in m]
-    assert kimgs == sorted(kimgs)                                       # what the lost interval said is forgotten
+    assert_as_without_ray(made, config, snapshot, run)
     if hasattr(os, "SCHED_BATCH"):
         assert policies == {os.SCHED_BATCH, os.SCHED_OTHER}, "all but the training give way"
 
@@ -168,10 +179,7 @@ def test_a_stop_keeps_a_checkpoint_and_the_next_call_goes_on(tmp_path: Path, ray
         training.train(config, snapshot, run, Impatient())
     [*_, last] = sorted(i.key for i in run.list("checkpoints/") if i.key.endswith(".json"))
     assert 0 < run.get_json(last)["kimg"] < 8 and not run.exists(keys.TRAINED)
-    made = training.train(config, snapshot, run, NullProgress())
-    trained = load_generator(run.get(made.key)).net.state_dict()
-    for name, weight in bare_weights(config, snapshot, run).items():
-        assert torch.equal(weight, trained[name]), name
+    assert_as_without_ray(training.train(config, snapshot, run, NullProgress()), config, snapshot, run)
 
 
 @pytest.mark.slow
