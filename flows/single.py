@@ -42,12 +42,14 @@ def _augment_here(settings: Config, path: Path, overrides: list[str], run_id: st
 
         return submitted("run", settings, read_config(path, overrides), run_id, progress)
     check_resources(settings)
+    progress.note("looking at the source")
     run = runs.describe_run(settings, run_id)
     manifest = runs.published_version(settings, run)
     if manifest is not None:                         # answered without Prefect: nothing is going to happen
         from flows.outcome import up_to_date
 
         return up_to_date(run, manifest).to_result()
+    progress.note("starting Prefect" + ("" if os.environ.get("PREFECT_API_URL") else " and its own small server, some ten seconds"))
     quiet_prefect()
     from flows.augment import augment
     from flows.listening import command_line

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import ray
 import ray._private.ray_constants as ray_constants
-import ray.scripts.scripts as ray_scripts
 from jsonschema.validators import validator_for
 
 from flows import metrics
@@ -101,6 +100,8 @@ def test_every_variable_asked_of_the_user_is_in_the_example() -> None:
 
 
 def ray_start_options() -> set[str]:
+    import ray.scripts.scripts as ray_scripts  # seconds, and each of the tests' processes reads this file
+
     return {o for p in ray_scripts.start.params for o in p.opts}
 
 

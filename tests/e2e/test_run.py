@@ -23,6 +23,7 @@ def refused(command: Command) -> tuple[Path, Path, Path]:
     ended = command.run("run", str(config), "--json")
     assert ended.status == 3, ended.err
     assert "coverage" in ended.result["message"] and "Traceback" not in ended.err
+    assert json.loads(ended.out.splitlines()[0])["message"] == "looking at the source"        # at once; Prefect alone takes ten seconds
     out = command.folder / "out" / "tiny"
     run, = (out / "runs").iterdir()
     assert not (out / "LATEST.json").exists() and not (out / "versions").exists()
