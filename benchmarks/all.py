@@ -27,12 +27,12 @@ def main() -> None:
                ["first_night.py"], ["mixtures.py"], ["cpu_speed.py"], ["smoke_verdict.py"]]
     if mnist:
         scripts += [["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"], ["truncation.py", "--mnist", *mnist],
-                    ["few_labels.py", "--mnist", *mnist]]
+                    ["few_labels.py", "--mnist", *mnist], ["snapshots.py", "--data", *mnist, "--seeds", "1"]]
     for name, *options in scripts:
         print(f"\n== {name} {' '.join(options)}", flush=True)
         subprocess.run([sys.executable, str(HERE / name), *options], check=True)
     if not mnist:
-        print("\nleft out: mnist_equal_seconds.py, truncation.py and few_labels.py, for want of MNIST's folder (make bench MNIST=FOLDER)")
+        print("\nleft out: mnist_equal_seconds.py, truncation.py, few_labels.py, snapshots.py, for want of MNIST's folder (MNIST=FOLDER)")
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ class _Run:
         self.spacing = every_s or every_kimg or 1 / self.recipe.checkpoints
         self.checkpoints = _Milestone(self.spacing, self._spent(t))
         self.grids = _Milestone(1 / self.recipe.grids, t) if self.recipe.grids else None
-        self.snapshots = _Milestone(1 / self.recipe.snapshots, t)
+        self.snapshots = _Milestone((1 - self.recipe.snapshots_from) / self.recipe.snapshots, self._of_snapshots(t))
         self.looks, self.looked, self.look_cost_s = _Milestone(1 / LOOKS, t), state.elapsed_s, 0.0
         self.logged_s, self.logged_step = state.elapsed_s, state.step
         self.sums: dict[str, Tensor] = {}
@@ -348,10 +348,14 @@ class _Run:
             self._look(t)
         if self.grids is not None and self.grids.due(t):
             self._grid()
-        if self.snapshots.due(t):                    # on every rank, and before a checkpoint, which carries it
+        if self.snapshots.due(self._of_snapshots(t)):    # on every rank, and before a checkpoint, which carries it
             self.state.keep_snapshot()
         if self.checkpoints.due(self._spent(t)):
             self._checkpoint(self._is_scored(t))
+
+    def _of_snapshots(self, t: float) -> float:
+        """Progress since the first snapshot's interval began."""
+        return max(0.0, t - self.recipe.snapshots_from)
 
     def _is_scored(self, t: float) -> bool:
         """By the checkpoint's number alone, so that an interruption changes no choice."""

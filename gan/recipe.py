@@ -56,6 +56,7 @@ class Recipe:
     ema_ramp: float = 0.05                           # half-life is at most this share of what was seen
     ema_every: int = 1                               # steps between updates of the average
     snapshots: int = 1                               # averaged generators to sample from, kept evenly over the run, the last at its end
+    snapshots_from: float = 0.0                      # evenly over what comes after this share of the run
 
     augment: Augmentation = field(default_factory=Augmentation)
     augment_p: float = 0.0
@@ -210,9 +211,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "beta2_start": (0, 0.999999), "r1_gamma": (0, math.inf), "r2_gamma": (0, math.inf), "gamma_decay": (1e-9, 1e9),
     "penalty_step": (0, math.inf), "penalty_share": (1e-3, 1), "wgan_gp_weight": (0, math.inf), "clip": (0, math.inf),
     "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "label_ramp": (0, 1), "class_noise": (0, math.inf),
-    "class_pooling": (0, math.inf),
-    "checkpoint_every_kimg": (1e-6, math.inf),
-    "checkpoint_every_s": (1e-6, math.inf), "snapshots": (1, MOST_SNAPSHOTS), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
+    "class_pooling": (0, math.inf), "checkpoint_every_kimg": (1e-6, math.inf), "checkpoint_every_s": (1e-6, math.inf),
+    "snapshots": (1, MOST_SNAPSHOTS), "snapshots_from": (0, 0.999), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
 }
 _WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "feature_steps": 1, "snapshots": 1, "checkpoints": 1,
           "grids": 0, "restarts": 0}

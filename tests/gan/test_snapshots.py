@@ -11,7 +11,7 @@ from gan.checkpoint import load_generator, read_tensors, restore, write_tensors
 from gan.errors import BadCheckpoint, BadRecipe
 from gan.loop import Hooks, new_state, train
 from gan.networks import NetSpec
-from gan.presets import SNAPSHOTS, Budget, choose
+from gan.presets import LATE_FROM, LATE_SNAPSHOTS, SNAPSHOTS, Budget, choose
 from gan.recipe import MOST_SNAPSHOTS, Recipe
 from gan.recovery import rewind
 from gan.sampling import Mixture, generate, latents, uniforms
@@ -86,6 +86,16 @@ def test_a_run_keeps_its_average_at_even_points_and_ends_with_the_last(made: Kep
     assert not isinstance(first, Mixture)                    # before the first of them there is one alone
 
 
+def test_they_begin_after_the_share_of_the_run_that_is_asked(squares: Data) -> None:
+    kept: Kept = []
+    recipe = RECIPE.replace({"checkpoints": 12, "snapshots_from": 0.5})
+    whole = train(*squares, SPEC, recipe, seed=4, hooks=Hooks(on_checkpoint=lambda *a: kept.append(a))).sampler.state_dict()
+    assert [meta["earlier"] for _, meta in kept] == [0] * 7 + [1, 1, 2, 2, 2]        # at 4, 5 and 6 sixths, the last of them at the end
+    for data, _ in (kept[2], kept[6], kept[8]):      # before the first, just before it, and between
+        resumed = train(*squares, SPEC, recipe, seed=4, resume=data).sampler.state_dict()
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_a_resumed_run_ends_with_the_same_generators(made: Kept, squares: Data) -> None:
     whole = load_generator(made[-1][0]).net.state_dict()
     for data, _ in made[:-1]:
@@ -133,12 +143,22 @@ def test_a_recipe_refuses_a_number_that_makes_no_sense(count: object) -> None:
         Recipe().replace({"snapshots": count})
 
 
+@pytest.mark.parametrize("share", [-0.1, 1, "half", None, True])
+def test_a_recipe_refuses_a_share_that_leaves_no_run(share: object) -> None:
+    with pytest.raises(BadRecipe, match="snapshots_from"):
+        Recipe().replace({"snapshots_from": share})
+
+
 def test_presets_take_several_for_few_images_and_a_budget_to_learn_in() -> None:
     def snapshots(images: int, budget: Budget, model: str = "auto", channels: int = 1, device: str = "cpu", **options: object) -> int:
-        return choose(model, 28, channels, [images] * 10, budget, device, options=options)[1].snapshots
+        recipe = choose(model, 28, channels, [images] * 10, budget, device, options=options)[1]
+        assert recipe.snapshots_from == (LATE_FROM if recipe.snapshots == LATE_SNAPSHOTS else 0)
+        return recipe.snapshots
 
     assert snapshots(10, Budget(kimg=100)) == snapshots(100, Budget(seconds=150)) == snapshots(100, Budget(kimg=100), "sngan") == SNAPSHOTS
-    assert snapshots(101, Budget(kimg=100)) == snapshots(10, Budget(kimg=99)) == snapshots(10, Budget(seconds=119)) == 1
+    assert snapshots(101, Budget(kimg=99)) == snapshots(10, Budget(kimg=99)) == snapshots(10, Budget(seconds=119)) == 1
+    assert snapshots(101, Budget(kimg=100)) == snapshots(6000, Budget(seconds=150)) == LATE_SNAPSHOTS
+    assert snapshots(101, Budget(kimg=100), "sngan") == snapshots(101, Budget(kimg=1000), channels=3) == 1       # not tried
     assert snapshots(10, Budget(kimg=499), channels=3) == snapshots(10, Budget(seconds=599), channels=3) == 1
     assert snapshots(10, Budget(kimg=500), channels=3) == snapshots(10, Budget(seconds=600), channels=3) == SNAPSHOTS
     assert snapshots(10, Budget(seconds=50), channels=3, device="cuda") == SNAPSHOTS
@@ -146,4 +166,5 @@ def test_presets_take_several_for_few_images_and_a_budget_to_learn_in() -> None:
     assert snapshots(10, Budget(kimg=100), "vae") == 1       # its images only get better
     assert snapshots(10, Budget(kimg=100), snapshots=2) == 2
     assert "5 generators kept along the run" in choose("auto", 28, 1, [10] * 10, Budget(kimg=100))[2]
-    assert "kept" not in choose("auto", 28, 1, [500] * 10, Budget(kimg=100))[2]
+    assert "4 generators kept along the run" in choose("auto", 28, 1, [500] * 10, Budget(kimg=100))[2]
+    assert "kept" not in choose("auto", 28, 1, [500] * 10, Budget(kimg=99))[2]
