@@ -4,6 +4,8 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from parent import end_with_it
+
 from pipeline.lift.folds import folded
 from pipeline.lift.laboratory import Replicate, Row, Trial, run_one
 
@@ -23,7 +25,8 @@ class Processes:
     def __init__(self, make: Callable[[int], Replicate], seeds: int, count: int) -> None:
         spawned = multiprocessing.get_context("spawn")   # a forked process could not use a GPU
         self._make, self._seeds = make, seeds
-        self._pools = [ProcessPoolExecutor(1, mp_context=spawned) for _ in range(min(count, seeds))]     # each begins with its first task
+        self._pools = [ProcessPoolExecutor(1, mp_context=spawned, initializer=end_with_it)       # each begins with its first task
+                       for _ in range(min(count, seeds))]
 
     def __enter__(self) -> "Processes":
         return self

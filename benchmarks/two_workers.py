@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parent import end_with_it
 from torch import Tensor
 
 from gan.allocator import keep_freed_memory
@@ -58,6 +59,7 @@ def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, se
 
     import gan.loop
 
+    end_with_it()
     keep_freed_memory()                              # as ganmill's workers do
     torch.set_num_threads(max(1, local_cpus() // world))
     images, labels = torch.load(folder / "data.pt", weights_only=True)

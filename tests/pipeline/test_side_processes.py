@@ -1,8 +1,11 @@
 """The lift trial of benchmarks/lift_settings.py shared out over processes: the same rows as in one."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gan.classical import ClassicalAugment
@@ -39,3 +42,28 @@ def test_rows_are_those_of_one_process_whichever_makes_them(monkeypatch: pytest.
     assert shared.cross_validated == alone.cross_validated and len(shared.cross_validated) > 2
     assert (shared.baseline, shared.synthetic, shared.arms) == (alone.baseline, alone.synthetic, alone.arms)
     assert len({tuple(row.values()) for row in plain(shared)}) == len(plain(shared))
+
+
+def test_a_killed_benchmark_leaves_no_process_behind() -> None:
+    code = """
+import os, sys, time
+from side_processes import Processes
+if __name__ == "__main__":
+    with Processes(None, 1, 1) as processes:
+        pool = processes._of(0)
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+    folder = Path(__file__).parents[2] / "benchmarks"
+    started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=folder)
+    assert started.stdout is not None
+    child = psutil.Process(int(started.stdout.readline()))
+    assert child.ppid() == started.pid
+    started.kill()
+    started.wait()
+    started.stdout.close()
+    try:
+        child.wait(60)
+    finally:
+        if child.is_running():
+            child.kill()
