@@ -3,7 +3,7 @@
 The run keeps its averaged generator at twenty even points; which of them are sampled is chosen afterwards, so all rows are of the same
 training. Judged as in `mnist_equal_seconds.py`, the mean of three sets of samples.
 
-    python benchmarks/snapshots.py --data FOLDER_OF_IDX_FILES [--kimg 244 | --seconds 150] [--seeds 3]
+    python benchmarks/snapshots.py --data FOLDER_OF_IDX_FILES [--kimg 244 | --seconds 150] [--seeds 3] [--first-seed 0]
 """
 
 import argparse
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--kimg", type=float, help="the budget, 244 unless --seconds is given")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--judge", type=Path, help="cache of the judge")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -52,7 +53,7 @@ def main() -> None:
     spec, recipe, _ = choose("auto", 28, 1, torch.bincount(train_y, minlength=10).tolist(), budget,
                              options={"snapshots": POINTS, "snapshots_from": 0.0})
     means: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         made = train_with_two_workers(train, train_y, spec, recipe, seed)
         members = list(made.net.members)             # oldest first; a run that ends by the clock may lack one
         print(f"seed {seed}: {made.meta['kimg']:.0f} kimg, {len(members)} generators, load {os.getloadavg()[0]:.1f}")
@@ -62,7 +63,7 @@ def main() -> None:
             means[way].append({name: sum(values) / len(values) for name, values in row.items()})
             print(f"  {way:<34}" + "  ".join(f"{name} {value:.3f}" for name, value in means[way][-1].items()), flush=True)
     for way, rows in means.items():
-        print(f"mean: {way:<30}" + "  ".join(f"{name} {sum(row[name] for row in rows) / len(rows):.3f}" for name in rows[0]))
+        print(f"mean: {way:<36}" + "  ".join(f"{name} {sum(row[name] for row in rows) / len(rows):.3f}" for name in rows[0]))
 
 
 if __name__ == "__main__":
