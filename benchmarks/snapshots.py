@@ -1,7 +1,8 @@
 """Generators kept along a run, sampled together, against the last alone: all of MNIST, one run.
 
 The run keeps its averaged generator at twenty even points; which of them are sampled is chosen afterwards, so all rows are of the same
-training. Judged as in `mnist_equal_seconds.py`, the mean of three sets of samples.
+training; four of the later part are `train.options: {snapshots: 4, snapshots_from: 0.4}`. Judged as in
+`mnist_equal_seconds.py`, the mean of three sets of samples.
 
     python benchmarks/snapshots.py --data FOLDER_OF_IDX_FILES [--kimg 244 | --seconds 150] [--seeds 3] [--first-seed 0]
 """
@@ -24,7 +25,7 @@ from gan.presets import Budget, choose
 from gan.sampling import Mixture, generate
 
 POINTS = 20
-WAYS = {"the last alone": [20], "of the whole run, 5": [4, 8, 12, 16, 20], "of its later part, 4 (the preset)": [11, 14, 17, 20]}
+WAYS = {"the last alone": [20], "of the whole run, 5": [4, 8, 12, 16, 20], "of its later part, 4": [11, 14, 17, 20]}
 
 
 def judged(net: Classifier, generator: nn.Module, real: tuple[Tensor, Tensor]) -> dict[str, tuple[float, ...]]:
@@ -61,9 +62,9 @@ def main() -> None:
             chosen = [members[point - POINTS - 1] for point in points if POINTS - point < len(members)]      # counted from the end
             row = judged(net, Mixture(chosen) if len(chosen) > 1 else chosen[0], real)
             means[way].append({name: sum(values) / len(values) for name, values in row.items()})
-            print(f"  {way:<34}" + "  ".join(f"{name} {value:.3f}" for name, value in means[way][-1].items()), flush=True)
+            print(f"  {way:<24}" + "  ".join(f"{name} {value:.3f}" for name, value in means[way][-1].items()), flush=True)
     for way, rows in means.items():
-        print(f"mean: {way:<36}" + "  ".join(f"{name} {sum(row[name] for row in rows) / len(rows):.3f}" for name in rows[0]))
+        print(f"mean: {way:<20}" + "  ".join(f"{name} {sum(row[name] for row in rows) / len(rows):.3f}" for name in rows[0]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ FEW = 300                    # images in the median class, under which D learns 
 SOME = 2000
 SMALL_SET = 1000             # images in all, up to which the generators of a run are sampled together
 SNAPSHOTS = 5
-LATE_SNAPSHOTS, LATE_FROM = 4, 0.4                   # of larger grey sets: at 55, 70, 85 and 100 % of the run
 # In shorter runs the first of them has learnt too little; see `_for_data`.
 SNAPSHOTS_KIMG, SNAPSHOTS_KIMG_COLOUR = 100.0, 500.0
 SECONDS_PER_KIMG = {"cpu": 1.2, "cuda": 0.1}         # what it takes at least
@@ -124,10 +123,6 @@ def _dcgan(case: Case) -> Preset:
     # half-life, rates of 4e-3 or down to zero.
     recipe = {"loss": "hinge", "lr_g": lr, "lr_d": lr, "beta1": 0.0, "beta2": 0.99, "batch_size": batch_size,
               "ema_half_life_kimg": 10.0, "precision": _fast(case), "class_pooling": POOLING if _pools(case) else 0.0}
-    if case.channels == 1 and not case.few and not case.too_short:
-        # What a run's last generators get wrong differs from one to the next: on all of MNIST four together cover more than the last
-        # (benchmarks/snapshots.py). Five of the whole run cover less. Colour: not tried.
-        recipe |= {"snapshots": LATE_SNAPSHOTS, "snapshots_from": LATE_FROM}
     return {"options": (("d_blocks", blocks), ("features", features))}, recipe
 
 
@@ -270,5 +265,6 @@ def _for_data(case: Case) -> dict[str, Any]:
     # those of three runs. CIFAR-10, 50 a class, 1,000 kimg, three seeds: 3.9, 3.2, 4.0, 4.2; from such images alone -0.9 and, with five,
     # +1.8. After 80 kimg the early ones cost more than variety brings (50 a class, judged as in benchmarks/presets.py; agreement / coverage
     # of the last alone and of five): MNIST 0.983 / 0.609 and 0.969 / 0.587, CIFAR-10 0.607 / 0.656 and 0.543 / 0.642.
+    # On all of MNIST five of the whole run cover less than the last alone, four of its later part about as much (docs/figures.md).
     snapshots = SNAPSHOTS if case.few and not case.too_short else 1
     return {"augment_p": p, "augment_ramp": 0.1, "label_prior_tau": 0.5 if case.imbalance > TAIL else 1.0, "snapshots": snapshots}
