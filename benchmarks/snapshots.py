@@ -28,11 +28,19 @@ POINTS = 20
 WAYS = {"the last alone": [20], "of the whole run, 5": [4, 8, 12, 16, 20], "of its later part, 4": [11, 14, 17, 20]}
 
 
-def judged(net: Classifier, generator: nn.Module, real: tuple[Tensor, Tensor]) -> dict[str, tuple[float, ...]]:
-    """Every figure for three sets of samples."""
+def judged(net: Classifier, generator: nn.Module, real: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Every figure, the mean of three sets of samples."""
     rows = [figures(net, lambda y, k=k: generate(generator, y, torch.arange(k * 10**6, k * 10**6 + len(y)).numpy()), real)
             for k in (1, 2, 3)]
-    return {name: tuple(row[name] for row in rows) for name in rows[0]}
+    return _mean(rows)
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _cells(row: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in row.items())
 
 
 def main() -> None:
@@ -60,11 +68,10 @@ def main() -> None:
         print(f"seed {seed}: {made.meta['kimg']:.0f} kimg, {len(members)} generators, load {os.getloadavg()[0]:.1f}")
         for way, points in WAYS.items():
             chosen = [members[point - POINTS - 1] for point in points if POINTS - point < len(members)]      # counted from the end
-            row = judged(net, Mixture(chosen) if len(chosen) > 1 else chosen[0], real)
-            means[way].append({name: sum(values) / len(values) for name, values in row.items()})
-            print(f"  {way:<24}" + "  ".join(f"{name} {value:.3f}" for name, value in means[way][-1].items()), flush=True)
+            means[way].append(judged(net, Mixture(chosen) if len(chosen) > 1 else chosen[0], real))
+            print(f"  {way:<24}{_cells(means[way][-1])}", flush=True)
     for way, rows in means.items():
-        print(f"mean: {way:<20}" + "  ".join(f"{name} {sum(row[name] for row in rows) / len(rows):.3f}" for name in rows[0]))
+        print(f"mean: {way:<20}{_cells(_mean(rows))}")
 
 
 if __name__ == "__main__":
