@@ -35,7 +35,7 @@ from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
 from pipeline.side_by_side import all_side_by_side
 from pipeline.store import Store
 
-FORMAT = 9                                           # one more whenever the figures' definitions change
+FORMAT = 10                                          # one more whenever the figures' definitions change
 
 
 def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Store, progress: Progress) -> Scorecard:

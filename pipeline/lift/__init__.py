@@ -52,7 +52,7 @@ def measure_lift(
     """How much synthetic images change a classifier's balanced accuracy on test, chosen on val.
 
     `quick`: balanced sampling, logit adjustment, and the better of them under stronger augmentation; against the best of these with
-    synthetic images at each ratio.
+    synthetic images at each ratio, and at the better ratio under the other strength.
     `all`: every arm without synthesis against every one with it, and the controls beside them. Both sides get the same
     number of tries. Data, split and generator are the same for all seeds: these pair the classifier's weights, its order and
     the synthetic draw.
@@ -150,7 +150,7 @@ class Course:
 
     @property
     def tries(self) -> int:
-        """Of ways with synthesis, and so of ways without it; a quick trial makes one of either kind stronger beside them."""
+        """Of ways with synthesis, and so of ways without it; a quick trial tries one of either kind at another strength beside them."""
         return len(self.mixes) * (1 if self.quick else 2) + (0 if self.quick else 4 + self.even)
 
     def run(self) -> Chosen:
@@ -158,7 +158,7 @@ class Course:
         ways = arms.ladder(self.config.ratios, self.quick)[: self.tries]
         ladder = [(arm, Mix(ratio, distinct=self.config.distinct if ratio else 1)) for arm, ratio in ways]
         folds = folded(list(self.laboratory.replicates.values()), FEW_VAL_QUICK if self.quick else FEW_VAL)
-        beside = 2 if self.quick else 4              # stronger augmentation on either side, or the controls
+        beside = 2 if self.quick else 4              # another strength of augmentation on either side, or the controls
         expected = (len(self.laboratory.replicates) * (len(ladder) + self.tries + beside)
                     + len(folds) * (len(ladder) + self.quick))
         plain, trusted = self._without_synthesis(ladder, folds, expected)
@@ -183,8 +183,8 @@ class Course:
             mix = Mix(synthetic[0]["ratio"], even=synthetic[0]["even"], distinct=self.config.distinct)
             # Real images bear no mark that would say "rare class": where that class gets them first they are worth most.
             headroom = replace(mix, even=False)
-            if synthetic[0]["arm"] in {arm.name for arm in arms.stronger_with_synthesis(base)}:
-                [base] = arms.stronger(base)
+            if synthetic[0]["arm"] == arms.with_synthesis_otherwise(base).name:
+                base = arms.other_strength(base)
             asked = [(arm, headroom if arm.added is arms.Added.REAL else mix) for arm in arms.controls(base)]
             self.laboratory.conduct([*asked, (arms.SYNTHETIC_ALONE, mix)], expected)
         return replace(chosen, synthetic=synthetic)
@@ -203,8 +203,8 @@ class Course:
         return fair[found[0]["arm"]] if found else arms.BALANCED
 
     def _refine(self, base: Arm, expected: int) -> None:
-        """The best mix so far under stronger augmentation; of a whole trial with lighter synthetic rows too, with them to the end,
-        with both changes, and filled otherwise.
+        """The best mix so far under the other strength of augmentation; of a whole trial with lighter synthetic rows too, with them
+        to the end, with both changes, and filled otherwise.
         """
         with_base = arms.with_synthesis(base)
         found = best(group for group in self._synthetic() if group[0]["arm"] == with_base.name)
@@ -212,7 +212,7 @@ class Course:
             return
         wanted = next(f for f in self.filters if f.name == found[0]["filter"])
         mix = Mix(found[0]["ratio"], even=self.even, filter=wanted, distinct=self.config.distinct, real_only_tail=TAIL)
-        finer = [(arm, mix) for arm in arms.stronger_with_synthesis(base)]
+        finer = [(arms.with_synthesis_otherwise(base), mix)]
         if not self.quick:
             lighter, to_the_end = replace(mix, weight=LIGHT), replace(mix, real_only_tail=0.0)
             finer += [(with_base, lighter), (with_base, to_the_end), (with_base, replace(lighter, real_only_tail=0.0))]

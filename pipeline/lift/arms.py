@@ -82,12 +82,19 @@ def with_synthesis(base: Arm) -> Arm:
     return replace(base, name="G3", title=f"{base.title}, synthetic", added=Added.SYNTHETIC)
 
 
-def stronger_with_synthesis(base: Arm) -> list[Arm]:
-    """G3×1.5: `base` under stronger classical augmentation, where it isn't yet, with synthetic rows.
+def other_strength(base: Arm) -> Arm:
+    """`base` under stronger augmentation, or under the usual where it is at another strength already."""
+    return next(iter(stronger(base)), None) or next(arm for arm in (BALANCED, ADJUSTED) if base.name.startswith(arm.name))
 
-    With more images to see a classifier may bear more distortion than is best for the few real ones alone.
+
+def with_synthesis_otherwise(base: Arm) -> Arm:
+    """G3×1.5 or G3×1: `base` at the other strength of classical augmentation, with synthetic rows.
+
+    With more images to see a classifier may bear more distortion than is best for the few real ones alone; and what is best for these
+    need not be where synthesis shows the variation itself.
     """
-    return [replace(with_synthesis(arm), name=f"G3×{arm.strength:g}") for arm in stronger(base)]
+    arm = other_strength(base)
+    return replace(with_synthesis(arm), name=f"G3×{arm.strength:g}")
 
 
 def controls(base: Arm) -> tuple[Arm, ...]:

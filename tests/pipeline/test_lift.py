@@ -391,7 +391,7 @@ def test_smote_lies_between_two_rows_of_the_class() -> None:
 
 
 def test_a_quick_trial_holds_synthesis_against_stronger_augmentation_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where that is what val likes best, it is the baseline, and what synthesis is added to."""
+    """Where that is what val likes best, it is the baseline, and what synthesis is added to; but not at this strength alone."""
     asked = []
 
     def planted(arm: Any, mix: Mix, where: Bench, added: Rows | None, seed: int, stop: Any = None) -> dict[str, Any]:
@@ -402,7 +402,8 @@ def test_a_quick_trial_holds_synthesis_against_stronger_augmentation_too(monkeyp
 
     monkeypatch.setattr(lift.laboratory, "run_trial", planted)
     figure = measure_lift(LiftConfig(seeds=1, ratios=[0.5, 1.0]), bench([20, 8]), oracle, 0, NullProgress(), workers=1)
-    assert asked == [("A2", 1, 0), ("A3", 1, 0), ("A3×1.5", 1.5, 0), ("G3", 1.5, 0.5), ("G3", 1.5, 1.0)]
+    assert asked == [("A2", 1, 0), ("A3", 1, 0), ("A3×1.5", 1.5, 0), ("G3", 1.5, 0.5), ("G3", 1.5, 1.0),
+                     ("G3×1", 1, 0.5)]
     assert figure.arms == ("A3×1.5", "G3") and figure.chosen_ratio == 0
     assert lift.arms.stronger(lift.arms.PLAIN) == [] == lift.arms.stronger(lift.arms.tuned(BALANCED, strength=1.5))
 
