@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gan.networks.image_side import conv2d
 from gan.workers import Workers
 
 
@@ -166,4 +167,4 @@ class Spectral(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.normalised(), self.layer.bias)
-        return F.conv2d(x, self.normalised(), self.layer.bias, self.layer.stride, self.layer.padding)
+        return conv2d(x, self.normalised(), self.layer.bias, self.layer.stride, self.layer.padding)

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from gan.classical import ClassicalAugment
 from gan.classifier import ClassifierSpec, build_classifier, to_unit, train_classifier
+from gan.networks.image_side import conv2d
 from gan.networks.norm import Embedding, Spectral
 from gan.networks.spec import NetSpec
 from gan.workers import Workers
@@ -56,7 +57,9 @@ class Projected(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """φ: images (n, C, H, W) in [-1, 1] → the classifier's last feature map and its features, (n, k) float32."""
-        late = self.body(((x - self.grey) / self.contrast).contiguous(memory_format=torch.channels_last)).flatten(1)
+        first, x = self.body[0], ((x - self.grey) / self.contrast).contiguous(memory_format=torch.channels_last)
+        assert isinstance(first, nn.Conv2d)
+        late = self.body[1:](conv2d(x, first.weight, first.bias, first.stride, first.padding)).flatten(1)
         return torch.cat([late, self.neck(late)], 1).float()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

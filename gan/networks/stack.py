@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.errors import UnsupportedSpec
+from gan.networks.image_side import ImageConv2d, ImageConvTranspose2d
 from gan.networks.norm import BatchNorm, Embedding, Spectral
 from gan.networks.projected import Projected
 from gan.networks.spec import Ladder, NetSpec
@@ -106,7 +107,7 @@ class Generator(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(w, classes) for w in ws)
         self.blocks = nn.ModuleList(Residual(ws[0], classes) for _ in range(form.g_blocks))
         self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in pairwise(ws))
-        self.last = nn.ConvTranspose2d(ws[-1], spec.channels, 4, 2, 1)
+        self.last = ImageConvTranspose2d(ws[-1], spec.channels, 4, 2, 1)
         self.apply(radford)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class Discriminator(nn.Module):
         self.ladder, self.minibatch_std = Ladder.for_resolution(spec.resolution, form.largest_base), form.minibatch_std
         ws = widths(form.d_narrow, self.ladder.steps)
         bias = form.d_norm != "batch"
-        self.first: nn.Module = nn.Conv2d(spec.channels, ws[0], 4, 2, 1)
+        self.first: nn.Module = ImageConv2d(spec.channels, ws[0], 4, 2, 1)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1, bias=bias) for a, b in pairwise(ws))
         self.downs.extend(nn.Conv2d(ws[-1], ws[-1], 3, 1, 1, bias=bias) for _ in range(form.d_blocks))
         self.norms = nn.ModuleList(_norm(form.d_norm, int(c.out_channels)) for c in self.downs)  # type: ignore[arg-type]
