@@ -1,13 +1,16 @@
 """Trials in processes of their own, a seed's always in the same one: its data, its generator and its images are made there once."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+import torch
 from parent import end_with_it
 
 from pipeline.lift.folds import folded
 from pipeline.lift.laboratory import Replicate, Row, Trial, run_one
+from pipeline.scheduling import local_cpus
 
 _replicates: dict[int, Replicate] = {}               # of this process
 _folds: dict[int, list[Replicate]] = {}
@@ -25,8 +28,9 @@ class Processes:
     def __init__(self, make: Callable[[int], Replicate], seeds: int, count: int) -> None:
         spawned = multiprocessing.get_context("spawn")   # a forked process could not use a GPU
         self._make, self._seeds = make, seeds
-        self._pools = [ProcessPoolExecutor(1, mp_context=spawned, initializer=end_with_it)       # each begins with its first task
-                       for _ in range(min(count, seeds))]
+        count = min(count, seeds)
+        self._pools = [ProcessPoolExecutor(1, mp_context=spawned, initializer=_begin, initargs=(count,))     # with its first task
+                       for _ in range(count)]
 
     def __enter__(self) -> "Processes":
         return self
@@ -52,6 +56,13 @@ class Processes:
             started[self._of(seed).submit(_conduct, self._make, seed, fold, trial)] = number
         for future in as_completed(started):
             yield started[future], future.result()
+
+
+def _begin(processes: int) -> None:
+    """Threads that meet wait for each other: the CPUs are shared out, unless the environment says how many threads each has."""
+    end_with_it()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, local_cpus() // processes))
 
 
 def _prepare(make: Callable[[int], Replicate], seed: int) -> None:
