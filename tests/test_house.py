@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"gan": 0, "pipeline": 1, "flows": 2}
 OUTSIDE_OF_GAN = {"ray", "fsspec", "prefect", "pyarrow", "pydantic", "yaml", "PIL", "cv2", "sklearn", "typer", "rich", "scipy"}
 RAY_ROOMS = {"pipeline/cluster/__init__.py", "pipeline/cluster/jobs.py", "pipeline/cluster/nodes.py", "pipeline/training/__init__.py",
-             "pipeline/training/worker.py", "pipeline/fanout/pools.py", "pipeline/lift/remote.py", "pipeline/feed.py"}
+             "pipeline/training/trainer.py", "pipeline/training/worker.py", "pipeline/fanout/pools.py", "pipeline/lift/remote.py",
+             "pipeline/feed.py"}
 
 
 def python_files(floor: str) -> list[Path]:

@@ -120,8 +120,10 @@ def _fit(config: Config, snapshot: Snapshot, shared: Store, run: Store, digest: 
     """Runs the trainer in a thread and listens to the board meanwhile."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from pipeline.training.trainer import Trainer
 
     cpus = cpus_per_worker(config.train.workers)
     threads = threads_per_worker(config.train.workers)
@@ -130,8 +132,8 @@ def _fit(config: Config, snapshot: Snapshot, shared: Store, run: Store, digest: 
     gpu = config.train.gpus_per_worker > 0
     resources: dict[str, float] = {"CPU": cpus, **({"GPU": config.train.gpus_per_worker} if gpu else {})}
     bookkeeping = tempfile.mkdtemp(prefix="ganmill-ray-")
-    trainer = TorchTrainer(
-        worker,
+    trainer = Trainer(
+        config.cluster.address == "local", worker,
         train_loop_config={"job": Job(shared, config, snapshot, digest, threads, board)},
         scaling_config=ScalingConfig(num_workers=_worker_count(config), use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,25 @@ def test_processes_that_only_tell_of_a_training_start_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("at_home", [True, False])
+def test_elsewhere_ray_asks_for_machines_and_cleans_up_as_ever(at_home: bool, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy.factory import create_scaling_policy
+
+    from pipeline.training.trainer import Trainer
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda self, **named: given.update(named))
+    trainer, policy = Trainer(at_home, lambda: None), create_scaling_policy(ScalingConfig(num_workers=3))
+    names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+    assert "BackendSetupCallback" in names and "DatasetsCallback" not in names
+    assert ("PlacementGroupCleanerCallback" in names) is not at_home
+    trainer._initialize_and_run_controller(scaling_policy=policy, failure_policy="as given")
+    assert given["failure_policy"] == "as given" and (given["scaling_policy"] is policy) is not at_home
+    assert given["scaling_policy"].make_decision_for_non_running_worker_group().num_workers == 3 if at_home else True
+
+
 def assert_as_without_ray(made: Checkpoint, config: Config, snapshot: Snapshot, run: Store) -> None:
     """The same weights to the bit, metrics and grids beside them, and kept: another call trains nothing."""
     data = run.get(made.key)
@@ -116,18 +136,29 @@ def test_ray_changes_nothing(tmp_path: Path, ray_cluster: None) -> None:
     assert_as_without_ray(training.train(config, snapshot, run, NullProgress()), config, snapshot, run)
 
 
+@dataclass
+class Seen:
+    """At the moment of the kill."""
+
+    policies: set[int] = field(default_factory=set)          # scheduling policies of the worker's threads
+    processes: set[str] = field(default_factory=set)         # Ray's, by title
+
+
 @contextmanager
-def a_worker_killed(checkpoints: Path) -> Iterator[set[int]]:
-    """SIGKILL to this process's training worker once it has left a checkpoint; gives the scheduling policies that its threads had."""
-    seen: set[int] = set()
+def a_worker_killed(checkpoints: Path) -> Iterator[Seen]:
+    """SIGKILL to this process's training worker once it has left a checkpoint."""
+    seen = Seen()
     over = threading.Event()
 
     def kill() -> None:
         while not over.wait(0.02):
             if list(checkpoints.glob("*.json")):
-                for process in psutil.Process().children(recursive=True):
+                children = psutil.Process().children(recursive=True)
+                titles = (" ".join(process.cmdline()).strip().split(".")[0] for process in children)
+                seen.processes.update(title for title in titles if title.startswith("ray::"))
+                for process in children:
                     if "RayTrainWorker" in " ".join(process.cmdline()):
-                        seen.update(os.sched_getscheduler(thread.id) for thread in process.threads())
+                        seen.policies.update(os.sched_getscheduler(thread.id) for thread in process.threads())
                         os.kill(process.pid, signal.SIGKILL)
                         return
 
@@ -144,13 +175,15 @@ def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_clu
     config = config_of(budget={"kimg": 6}, options={"width": 8, "checkpoint_every_kimg": 0.5})
     run, snapshot = prepared(str(tmp_path), config)
     notes = Notes()
-    with a_worker_killed(tmp_path / "checkpoints") as policies:
+    with a_worker_killed(tmp_path / "checkpoints") as seen:
         made = training.train(config, snapshot, run, notes)
     resumed = [note for note in notes.notes if "continuing from the checkpoint" in note]
     assert resumed, notes.notes
     assert_as_without_ray(made, config, snapshot, run)
     if hasattr(os, "SCHED_BATCH"):
-        assert policies == {os.SCHED_BATCH, os.SCHED_OTHER}, "all but the training give way"
+        assert seen.policies == {os.SCHED_BATCH, os.SCHED_OTHER}, "all but the training give way"
+    needed = {"ray::Board", "ray::TrainController", "ray::RayTrainWorker", "ray::SynchronizationActor"}
+    assert {title for title in seen.processes if not title.endswith(("Agent", "IDLE"))} == needed, "others take seconds from the workers"
 
 
 @pytest.mark.slow
