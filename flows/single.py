@@ -70,9 +70,14 @@ def _start_small_server() -> None:
     """
     from prefect.client.orchestration import get_client
 
+    from pipeline.cluster import importing_ahead
+
+    if os.environ.get("PREFECT_API_URL"):
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        get_client(sync_client=True)                 # none is started where there is one
+        with importing_ahead():
+            get_client(sync_client=True)             # none is started where Prefect's profile names one
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -5,10 +5,12 @@ one is checked after connecting, because `address="auto"` may quietly start a lo
 """
 
 import contextlib
+import importlib
 import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,10 +98,7 @@ def connected(config: Config) -> Iterator[None]:
         _check_size(config)
         yield
         return
-    os.environ.update(_WORKER_ENV)
-    for name, value in _THREAD_ENV.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _set_environment()
     local = config.cluster.address == "local"
     temp = _temp_folder() if local else None
     # torch leaves a cache folder in the temporary folder otherwise
@@ -117,6 +116,34 @@ def connected(config: Config) -> Iterator[None]:
         see_off(ours)
         if temp is not None:
             shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def importing_ahead() -> Iterator[None]:
+    """While what is inside waits for another process, imports what training will need: five seconds of a core.
+
+    Ends when both have, so that no two threads import at once afterwards.
+    """
+    _set_environment()                               # libgomp reads it when torch is loaded
+    thread = threading.Thread(target=_import_what_training_needs, name="importing-ahead", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _import_what_training_needs() -> None:
+    with contextlib.suppress(Exception):             # whoever needs it will say what is wrong
+        for name in ("torch", "ray", "ray.train.torch", "gan.loop"):
+            importlib.import_module(name)
+
+
+def _set_environment() -> None:
+    """What Ray's processes and torch's threads read when they start."""
+    os.environ.update(_WORKER_ENV)
+    for name, value in {**_THREAD_ENV, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
+        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Ray's processes wait for their turn, the training thread does not, and nothing of it is left in this process."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import _LOCAL_ENV, _environment
+from pipeline import cluster
+from pipeline.cluster import _LOCAL_ENV, _environment, importing_ahead
 from pipeline.scheduling import giving_way, go_first
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has it")
@@ -61,3 +63,31 @@ def test_the_environment_is_lent_and_the_users_own_wins(monkeypatch: pytest.Monk
     with _environment(_LOCAL_ENV):
         assert os.environ[names[0]] == "mine" and all(os.environ[name] == _LOCAL_ENV[name] for name in names[1:])
     assert os.environ[names[0]] == "mine" and not [name for name in names[1:] if name in os.environ]
+
+
+def test_what_training_needs_is_imported_ahead_with_the_threads_told_before() -> None:
+    """In a process that has loaded nothing yet; after it nothing is imported beside the main thread."""
+    code = """
+import os, sys, threading
+from pipeline.cluster import importing_ahead
+before = {"torch", "ray"} & set(sys.modules)
+with importing_ahead():
+    ahead = [t.name for t in threading.enumerate()]
+after = {"torch", "ray", "ray.train.torch", "gan.loop"} & set(sys.modules)
+print(len(before), len(after), "importing-ahead" in ahead, "importing-ahead" in [t.name for t in threading.enumerate()],
+      os.environ["GOMP_SPINCOUNT"], os.environ["RAY_TRAIN_V2_ENABLED"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.split() == ["0", "4", "True", "False", "10000000", "1"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_import_that_fails_ahead_is_left_to_whoever_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(cluster, "_set_environment", lambda: None)
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with importing_ahead():
+        pass
