@@ -88,7 +88,7 @@ class _Up(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.pixel_shuffle(F.conv2d(x, _for_cells(weight), padding=1), 2)
+        return _laid_out(F.conv2d(x, _for_cells(weight), padding=1))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -108,10 +108,18 @@ def _by_weight(image: Tensor, weight: Tensor, gradient: Tensor, asked: bool, bia
 
 
 def _for_cells(weight: Tensor) -> Tensor:
-    """(O, C, k, k) → (4·C, O, 3, 3): for each pixel of a 2×2 cell, what its own and the eight cells around give to it."""
+    """(O, C, k, k) → (4·C, O, 3, 3): for each pixel of a 2×2 cell and channel, what its own and the eight cells around give to it."""
     outer, channels, side, _ = weight.shape
     taps = F.pad(weight.flatten(2), (0, 1))[:, :, _taps(side)].view(outer, channels, 4, 3, 3)
-    return taps.permute(1, 2, 0, 3, 4).reshape(4 * channels, outer, 3, 3).contiguous(memory_format=torch.channels_last)
+    return taps.permute(2, 1, 0, 3, 4).reshape(4 * channels, outer, 3, 3).contiguous(memory_format=torch.channels_last)
+
+
+def _laid_out(cells: Tensor) -> Tensor:
+    """Pixels of a cell and their channels (n, 4·C, h, w) → (n, C, 2h, 2w), channels_last as they should come; torch's own way of it
+    (`pixel_shuffle`) takes twice as long.
+    """
+    rows = cells.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)).permute(0, 1, 3, 2, 4, 5)
+    return rows.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 @functools.cache
