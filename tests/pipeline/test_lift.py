@@ -309,7 +309,7 @@ def test_the_filter_decides_what_enters_and_a_class_that_cannot_be_filled_ends()
 def test_all_arms_find_the_lift_and_the_controls_behave() -> None:
     data = bench([60, 12, 3])
     net = train_classifier(data.train.images, data.train.labels, 3, steps=40, batch_size=32, width=8, seed=0, balanced=True)
-    config = LiftConfig(seeds=3, ratios=[4.0], arms="all")
+    config = LiftConfig(seeds=2, ratios=[4.0], arms="all")
     figure = measure_lift(config, data, oracle, 0, NullProgress(), model=net, workers=1)
     mean = {name: np.mean([row["test"] for row in figure.rows if row["arm"] == name]) for name in
             ("A0", "A1", "A2", "A3", "A4", "G1", "G2", "G3", "N1", "N2", "O1", "S1")}

@@ -20,7 +20,7 @@ SEEDS = 3
 def make(seed: int) -> Replicate:
     """A replicate with splits of its own; picklable by its name."""
     splits = [rows([n, n], 10 * seed + k) for k, n in enumerate((12, 6, 20, 8))]
-    bench = Bench(*splits, ("across", "down"), ClassicalAugment(), Schedule(6, 8, 4))
+    bench = Bench(*splits, ("across", "down"), ClassicalAugment(), Schedule(2, 8, 4))
     return Replicate(seed, 100 + seed, bench, oracle)
 
 
