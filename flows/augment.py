@@ -11,7 +11,7 @@ from flows import page, points, stages
 from flows.listening import listener
 from flows.logs import name_run
 from flows.metrics import measured
-from pipeline.cluster import check_resources, connected, is_jobs_url
+from pipeline.cluster import alone, check_resources, connected, is_jobs_url
 from pipeline.config import Config, parse_config
 
 
@@ -41,7 +41,8 @@ def augment(config: Config, run_id: str | None = None) -> stages.Outcome:
         if published is not None:
             return published
         if settings.source.format == "gaussians":        # points on the plane, not images
-            return points.augment(settings, run, progress)
+            with alone():
+                return points.augment(settings, run, progress)
 
         snapshot = stages.prepare(settings, run, progress)
         with connected(settings):

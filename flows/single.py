@@ -126,7 +126,7 @@ def run_stage(name: str, config: Config, run_id: str | None, progress: Any) -> d
         name: train | evaluate | sample | report.
     """
     from pipeline import walk
-    from pipeline.cluster import check_resources
+    from pipeline.cluster import alone, check_resources
 
     check_resources(config)
     if config.source.format == "gaussians":
@@ -135,7 +135,8 @@ def run_stage(name: str, config: Config, run_id: str | None, progress: Any) -> d
         run = runs.describe_run(config, run_id)
         if name != "train":                          # before the run's folder is created or touched
             runs.recall(run, keys.TRAINED, Checkpoint, "train")
-        return run_stage_of_points(name, config, walk.begin(config, run.run_id, progress), progress)
+        with alone():
+            return run_stage_of_points(name, config, walk.begin(config, run.run_id, progress), progress)
     if name == "train":
         return _train(config, walk.begin(config, run_id, progress), progress)
     run = runs.describe_run(config, run_id)

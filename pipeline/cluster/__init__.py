@@ -119,6 +119,13 @@ def connected(config: Config) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For work in this process without Ray: the folder in which torch would cache goes with it, and isn't left among temporary files."""
+    with tempfile.TemporaryDirectory(prefix="gm-") as folder, _environment({"TORCHINDUCTOR_CACHE_DIR": folder}):
+        yield
+
+
+@contextlib.contextmanager
 def importing_ahead() -> Iterator[None]:
     """While what is inside waits for another process, imports what training will need: five seconds of a core.
 
