@@ -3,7 +3,7 @@
 A strided convolution's derivative by the image, and a transposed convolution into one, are the same operation. CPU libraries compute it
 at a fiftieth of their peak where the image has one channel or three: on two cores the three of a training step took a tenth of
 it. For the four pixels of a 2×2 cell at once it is an ordinary 3×3 convolution into four times the channels, whose result is
-then laid out (sub-pixel convolution, Shi 2016): two to four times as fast, the same but for rounding.
+then laid out (sub-pixel convolution, Shi 2016): about three times as fast, the same but for rounding.
 """
 
 import functools
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW = 3                                              # channels of an image
-Pair = tuple[int, int]
 
 
 class ImageConv2d(nn.Conv2d):
