@@ -68,12 +68,12 @@ def _start_small_server() -> None:
     A terminal sends Ctrl-C to every process of the command. With its server gone, Prefect asks it for a minute and more, again and
     again, before the run may end. Its process inherits the blocked signal; at the run's end Prefect stops it by another.
     """
+    if os.environ.get("PREFECT_API_URL"):
+        return
     from prefect.client.orchestration import get_client
 
     from pipeline.cluster import importing_ahead
 
-    if os.environ.get("PREFECT_API_URL"):
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with importing_ahead():
