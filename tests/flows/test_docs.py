@@ -53,6 +53,12 @@ def test_every_ganmill_command_in_the_docs_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_benchmark_is_called_as_the_slow_test_of_commands_knows_it(page: Path) -> None:
+    """Which takes any other line for one to run, in a folder without the script."""
+    assert not [c for c in commands(page) if "benchmarks/" in c and not c.startswith("python benchmarks/")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
