@@ -22,8 +22,8 @@ def main() -> None:
     arguments = parser.parse_args()
     mnist = [arguments.mnist] if arguments.mnist else []
     other = ["--img2dataset", arguments.img2dataset] if arguments.img2dataset else []
-    scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["busy_neighbour.py"], ["sampling.py"],
-               ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["orchestration.py"],
+    scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["busy_neighbour.py"],
+               ["worker_sums.py"], ["sampling.py"], ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["orchestration.py"],
                ["first_night.py"], ["mixtures.py"], ["cpu_speed.py"], ["smoke_verdict.py"]]
     if mnist:
         scripts += [["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"], ["truncation.py", "--mnist", *mnist],

@@ -64,14 +64,30 @@ class Workers:
             return figures
         learning = [p for p in network.parameters() if p.requires_grad]
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learning]
-        flat = torch.cat([*(g.reshape(-1).float() for g in gradients), figures])
+        flat = torch.cat([*(_in_order_of(p, g).reshape(-1).float() for p, g in zip(learning, gradients)), figures])
         self.sum_(flat)
         flat /= self.world
-        parts = flat.split([g.numel() for g in gradients] + [len(figures)])
-        for parameter, gradient, part in zip(learning, gradients, parts):
-            gradient.copy_(part.view(gradient.shape))
-            parameter.grad = gradient
+        parts = flat.split([p.numel() for p in learning] + [len(figures)])
+        for parameter, part in zip(learning, parts):     # views: what was added up is not copied back
+            parameter.grad = _out_of_order(parameter, part).to(parameter.dtype)
         return parts[-1]
+
+
+def _in_order_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with axes as they follow each other in the parameter's memory: flattened without a copy where its own is alike."""
+    return gradient.permute(0, 2, 3, 1) if _is_channels_last(parameter) else gradient
+
+
+def _out_of_order(parameter: Tensor, flat: Tensor) -> Tensor:
+    """A flat gradient (n,) in that order as a view like the parameter, in memory too."""
+    if not _is_channels_last(parameter):
+        return flat.view(parameter.shape)
+    n, c, height, width = parameter.shape
+    return flat.view(n, height, width, c).permute(0, 3, 1, 2)
+
+
+def _is_channels_last(parameter: Tensor) -> bool:
+    return parameter.dim() == 4 and not parameter.is_contiguous() and parameter.is_contiguous(memory_format=torch.channels_last)
 
 
 class SharedMemory:

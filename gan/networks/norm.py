@@ -28,6 +28,46 @@ class _SumOverWorkers(torch.autograd.Function):
         return total, None
 
 
+class _SharedNorm(torch.autograd.Function):
+    """(x - mean) / std · gain + bias by the statistics of all workers' batches, each equally large, on CPUs.
+
+    x (n, C, …) of any float type, gain and bias (C,) float32. Each pass over x is one of torch's own kernels, for its statistics, for a
+    map that is linear by channel and for the derivatives by fixed statistics: what the statistics themselves contribute to the
+    derivative, -(Σg + x̂·Σ(g·x̂)) · gain / (std · N), is such a map of x too (Ioffe & Szegedy 2015, section 3). Sums are over all
+    workers' N numbers of a channel. Also returns mean and variance (C,), without derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
+        unused = x.new_zeros(x.shape[1], dtype=torch.float32), x.new_ones(x.shape[1], dtype=torch.float32)
+        mean, variance = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)
+        mean, square = _over_workers(torch.stack([mean, variance + mean.square()]), workers) / workers.world
+        variance = (square - mean.square()).clamp_min(0.0)
+        ctx.save_for_backward(x, gain, mean, variance)
+        ctx.eps, ctx.workers = eps, workers
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(x, mean, variance, gain, bias, False, 0.0, eps), mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, gain, mean, variance = ctx.saved_tensors
+        by_x, by_gain, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, gain, mean, variance, None, None, False, ctx.eps, [True, True, True])
+        dots, sums = _over_workers(torch.stack([by_gain, by_bias]), ctx.workers) * (x.shape[1] / (x.numel() * ctx.workers.world))
+        precision = torch.rsqrt(variance + ctx.eps)
+        slope = gain * precision.square() * dots     # the map that is taken away: slope · x + what it is at x = 0
+        intercept = gain * precision * sums - slope * mean
+        taken = F.batch_norm(x, torch.zeros_like(mean), torch.ones_like(mean), slope, intercept, False, 0.0, 0.0)
+        return by_x.sub_(taken), by_gain, by_bias, None, None
+
+
+def _over_workers(figures: Tensor, workers: Workers) -> Tensor:
+    """Their sum over the workers, in place."""
+    workers.sum_(figures)
+    return figures
+
+
 class BatchNorm(nn.Module):
     """(x - mean) / std · gain(y) + bias(y) over (n, C, …), float32 statistics of the whole batch.
 
@@ -49,7 +89,11 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """x (n, C, …) and labels (n,) where conditional."""
         conditional = len(self.gain) > 1 and y is not None
-        if self.training and self.workers is not None:
+        if self.training and self.workers is not None and x.device.type == "cpu":
+            out = self._normalise_here(x, self.workers, conditional)
+            if not conditional:
+                return out
+        elif self.training and self.workers is not None:
             out = self._normalise_shared(x, self.workers)
         else:
             gain, bias = (None, None) if conditional else (self.gain[0], self.bias[0])
@@ -61,6 +105,19 @@ class BatchNorm(nn.Module):
         gain, bias = (_blended(p, p[index], self.strength).view(shape).to(out.dtype) for p in (self.gain, self.bias))
         return out * gain + bias                     # addcmul is four times slower: it broadcasts item by item
 
+    def _normalise_here(self, x: Tensor, workers: Workers, conditional: bool) -> Tensor:
+        """By the statistics of workers on CPUs; with gain and bias where they are common to all labels."""
+        gain, bias = (torch.ones_like(self.mean), torch.zeros_like(self.mean)) if conditional else (self.gain[0], self.bias[0])
+        out, mean, variance = _SharedNorm.apply(x, gain, bias, self.eps, workers)
+        self._follow(mean, variance, workers.world * x.numel() / x.shape[1])
+        return out
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, n: float | Tensor) -> None:
+        """Running statistics after a batch of n numbers a channel."""
+        self.mean.lerp_(mean, self.momentum)
+        self.variance.lerp_(variance * (n / (n - 1)), self.momentum)
+
     def _normalise_shared(self, x: Tensor, workers: Workers) -> Tensor:
         axes = [0, *range(2, x.dim())]
         wide = x.float()
@@ -68,10 +125,7 @@ class BatchNorm(nn.Module):
         sums = _SumOverWorkers.apply(torch.cat([wide.sum(axes), wide.square().sum(axes), count]), workers)
         mean, square = (sums[:-1] / sums[-1].detach()).chunk(2)
         variance = (square - mean.square()).clamp_min(0.0)
-        with torch.no_grad():
-            n = sums[-1]
-            self.mean.lerp_(mean, self.momentum)
-            self.variance.lerp_(variance * (n / (n - 1)), self.momentum)
+        self._follow(mean, variance, sums[-1])
         shape = (1, -1, *[1] * (x.dim() - 2))
         return ((wide - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)).to(x.dtype)
 
