@@ -31,7 +31,7 @@ class _SumOverWorkers(torch.autograd.Function):
 class _SharedNorm(torch.autograd.Function):
     """(x - mean) / std · gain + bias by the statistics of all workers' batches, each equally large, on CPUs.
 
-    x (n, C, …) of any float type, gain and bias (C,) float32. Each pass over x is one of torch's own kernels, for its statistics, for a
+    x (n, C, …) float32 or bfloat16, gain and bias (C,) float32. Each pass over x is one of torch's own kernels, for its statistics, for a
     map that is linear by channel and for the derivatives by fixed statistics: what the statistics themselves contribute to the
     derivative, -(Σg + x̂·Σ(g·x̂)) · gain / (std · N), is such a map of x too (Ioffe & Szegedy 2015, section 3). Sums are over all
     workers' N numbers of a channel. Also returns mean and variance (C,), without derivative.
