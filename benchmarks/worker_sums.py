@@ -87,9 +87,11 @@ def main() -> None:
     both = [context.Process(target=work, args=(args, rank, port, told)) for rank in range(2)]
     for process in both:
         process.start()
-    apart, together = np.array(told.get()).T
     for process in both:
         process.join()
+    if any(process.exitcode for process in both):    # it has said why; nothing would ever come through the queue
+        raise SystemExit(1)
+    apart, together = np.array(told.get()).T
     ratios = together / apart
     print(f"{args.resolution} px, {args.channels} channel(s), a step of two workers on batches of {BATCH // 2}: "
           f"apart {np.mean(apart):.1f} ms, together {np.mean(together):.1f} ms ({1000 * BATCH / np.mean(together):,.0f} images/s); "
