@@ -1,18 +1,20 @@
 """Training speed on a CPU: the peak of a convolution here and now, what share of it the default preset uses, and the rest's names.
 
-    python benchmarks/cpu_speed.py [--model auto] [--batch-size 64] [--resolution 32] [--seconds 10] [--set width=32 …]
+    python benchmarks/cpu_speed.py [--model auto] [--batch-size 64] [--resolution 32] [--seconds 10] [--set width=32 …] [--compile]
 
 The peak is a 64→64 convolution of 3×3 at 32×32, batch 64, channels_last, forward and backward, in float32 and in bf16. Operations
 of a training step are counted by torch's own counter (a multiplication and an addition are two). Where the time goes is read from
 torch's profiler: the time that each operator spends itself, grouped. Convolutions with few channels next to the image run far
 below the peak, so they are listed one by one; what `gan.networks.image_side` does about them is measured by taking turns with and
-without it. Operations are counted without it, so that none is counted that a textbook's network doesn't have.
+without it. Operations are counted without it, so that none is counted that a textbook's network doesn't have. `--compile` instead
+takes turns with both networks compiled by `torch.compile`, and says what compiling takes; it needs a C++ compiler.
 """
 
 import argparse
 import contextlib
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -61,14 +63,34 @@ def torchs_own() -> Iterator[None]:
         image_side.FEW = few
 
 
-def gains(trainer: Trainer, seconds: float, turns: int = 6) -> list[float]:
-    """How many times as quick a step is with `gan.networks.image_side` as without, by turn."""
-    found = []
-    for _ in range(turns):
+def gains(usual: Callable[[], float], other: Callable[[], float], turns: int = 6) -> list[float]:
+    """How many times as quick a step of `other` is as one of `usual`, by turn; both time themselves."""
+    return [usual() / other() for _ in range(turns)]
+
+
+def gains_by_image_side(trainer: Trainer, seconds: float) -> list[float]:
+    """The same of `gan.networks.image_side`, by what torch does without."""
+    def without() -> float:
         with torchs_own():
-            without = timed(trainer, CPU, seconds / turns / 2)
-        found.append(without / timed(trainer, CPU, seconds / turns / 2))
-    return found
+            return timed(trainer, CPU, seconds)
+
+    return gains(without, lambda: timed(trainer, CPU, seconds))
+
+
+def told(what: str, found: list[float]) -> str:
+    """Mean and standard error of the turns."""
+    return (f"{what}: {np.mean(found):.3f} ± {np.std(found, ddof=1) / len(found) ** 0.5:.3f} "
+            f"({len(found)} turns, from {min(found):.2f} to {max(found):.2f})")
+
+
+def compiled(case: Case, seconds: float) -> None:
+    """What `torch.compile` brings, and takes first."""
+    usual, other = Trainer(case, CPU), Trainer(case, CPU, "compile")
+    began = time.perf_counter()
+    for _ in range(3):
+        other()
+    print(f"torch.compile: {time.perf_counter() - began:.0f} s until the third step is done")
+    print(told("compiled, of the images/s as it is", gains(lambda: timed(usual, CPU, seconds), lambda: timed(other, CPU, seconds))))
 
 
 def where_time_goes(trainer: Trainer, steps: int) -> tuple[dict[str, float], list[tuple[str, float]]]:
@@ -99,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--compile", action="store_true", help="torch.compile beside the networks as they are, and nothing else")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -106,11 +129,14 @@ def main() -> None:
     torch.set_flush_denormal(True)                   # as the training loop does
     options = parse_settings(args.set)
     print(machine())
+    case = Case(args.model, args.model, args.resolution, args.channels, args.batch_size, options)
+    if args.compile:
+        compiled(case, args.seconds / 3)
+        return
     peaks = {name: peak(dtype, min(2.0, args.seconds)) for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))}
     print(f"convolution peak, {torch.get_num_threads()} thread(s): float32 {peaks['float32'] / 1e9:.0f} GFLOP/s, "
           f"bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s")
-    case = Case(args.model, args.model, args.resolution, args.channels, args.batch_size, options)
-    trainer = Trainer(case, CPU, False)
+    trainer = Trainer(case, CPU)
     with torchs_own():
         flops = trainer.flops()
     step_s = timed(trainer, CPU, args.seconds)
@@ -119,9 +145,7 @@ def main() -> None:
           f"{args.batch_size / step_s:,.0f} images/s, {1000 * step_s:.1f} ms a step, {flops / 1e9 / args.batch_size * 1000:.0f} MFLOP an "
           f"image, {flops / step_s / 1e9:.0f} GFLOP/s = {flops / step_s / peaks[precision]:.0%} of the {precision} peak"
           + (f", {flops / step_s / peaks['float32']:.0%} of the float32 peak" if precision != "float32" else ""))
-    found = gains(trainer, 2 * args.seconds)
-    print(f"with image_side, of the images/s without: {np.mean(found):.3f} ± {np.std(found, ddof=1) / len(found) ** 0.5:.3f} "
-          f"({len(found)} turns, from {min(found):.2f} to {max(found):.2f})")
+    print(told("with image_side, of the images/s without", gains_by_image_side(trainer, args.seconds / 6)))
     ideal = 1000 * flops / peaks[precision]
     groups, shapes = where_time_goes(trainer, max(5, round(min(args.seconds, 5) / step_s)))
     total = sum(groups.values())
