@@ -20,7 +20,7 @@ from pipeline import faults
 from pipeline.config import SourceConfig
 from pipeline.errors import SourceError
 from pipeline.sources.files import SourceFile, SourceFiles, assign_splits
-from pipeline.sources.source import MAX_CLASSES, Census, RawItem, Reason, Source, Split, count_labels
+from pipeline.sources.source import MAX_CLASSES, Census, RawItem, Source, Split
 
 _READ_WHOLE_BYTES = 256 << 20                        # smaller files are fetched in one piece
 _BATCH_ROWS = 256
@@ -64,15 +64,8 @@ class ParquetSource(Source):
 
     def census(self) -> Census:
         """See `Source.census`; reads the label columns."""
-        rows: dict[Split, np.ndarray] = {}
-        bad: dict[Reason, int] = {}
-        for name, labels in self._labels.of_file.items():
-            split = self._labels.splits[name]
-            counts, faults = count_labels(labels, len(self.classes))
-            rows[split] = rows[split] + counts if split in rows else counts
-            for reason, count in faults.items():
-                bad[reason] = bad.get(reason, 0) + count
-        return Census(rows, bad)
+        labels = self._labels
+        return Census.of_files(((labels.splits[name], numbers) for name, numbers in labels.of_file.items()), len(labels.names))
 
     def items(self) -> Generator[RawItem]:
         """See `Source.items`."""

@@ -1,7 +1,8 @@
 """What every source of labelled images offers to `prepare`, whatever the format it lies in."""
 
 import abc
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -109,6 +110,17 @@ class Census:
 
     rows: dict[Split, np.ndarray]                    # split → int64 (classes,)
     bad: dict[Reason, int] = field(default_factory=dict)        # items whose label is missing or out of range
+
+    @classmethod
+    def of_files(cls, labels: Iterable[tuple[Split, np.ndarray]], classes: int) -> "Census":
+        """From the split of each file and its labels, int64 (N,), as `count_labels` takes them."""
+        rows: dict[Split, np.ndarray] = {}
+        bad: Counter[Reason] = Counter()
+        for split, numbers in labels:
+            counts, faults = count_labels(numbers, classes)
+            rows[split] = rows[split] + counts if split in rows else counts
+            bad.update(faults)
+        return cls(rows, dict(bad))
 
     @property
     def official(self) -> frozenset[Split]:

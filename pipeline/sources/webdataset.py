@@ -16,7 +16,7 @@ from pipeline.config import SourceConfig
 from pipeline.errors import SourceError
 from pipeline.sources.files import SourceFile, SourceFiles, assign_splits
 from pipeline.sources.imagefolder import EXTENSIONS
-from pipeline.sources.source import MAX_CLASSES, Census, RawItem, Reason, Source, Split, count_labels
+from pipeline.sources.source import MAX_CLASSES, Census, RawItem, Source
 
 MAX_IMAGE_BYTES = 256 << 20
 _MAX_LABEL_BYTES = 1 << 20
@@ -64,15 +64,8 @@ class WebDatasetSource(Source):
 
     def census(self) -> Census:
         """See `Source.census`; reads the shards' tables and labels."""
-        rows: dict[Split, np.ndarray] = {}
-        bad: dict[Reason, int] = {}
-        for name, labels in self._labels[2].items():
-            counts, faults = count_labels(labels, len(self.classes))
-            split = self._splits[name]
-            rows[split] = rows[split] + counts if split in rows else counts
-            for reason, count in faults.items():
-                bad[reason] = bad.get(reason, 0) + count
-        return Census(rows, bad)
+        names, _, of_file = self._labels
+        return Census.of_files(((self._splits[name], numbers) for name, numbers in of_file.items()), len(names))
 
     def items(self) -> Generator[RawItem]:
         """See `Source.items`."""
