@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 
 from flows.errors import PrefectError
-from pipeline.config import Config, fault_lines, read_config
+from pipeline.config import Config, read_config
+from pipeline.config_faults import fault_lines
 from pipeline.errors import ConfigError
 from pipeline.redaction import secrets_in_clear
 from pipeline.runs import SOFTWARE_VERSION
@@ -75,7 +76,7 @@ def _parameters(path: Path, overrides: list[str]) -> dict[str, Any]:
         Config.model_validate(raw)
     except ValidationError as e:
         hint = "; ${NAME} can only stand for text here" if "${" in str(raw) else ""
-        raise ConfigError(f"{path}: " + "; ".join(fault_lines(e)) + hint) from None
+        raise ConfigError(f"{path}: " + "; ".join(fault_lines(e, Config)) + hint) from None
     return raw
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.config_faults import fault_lines
 from pipeline.errors import ConfigError
 from pipeline.scheduling import local_cpus, threads_asked
 
@@ -516,7 +517,7 @@ def parse_config(raw: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(expanded)
     except ValidationError as e:
-        lines = fault_lines(e, used)
+        lines = fault_lines(e, Config, used)
         raise ConfigError(f"{where}: " + ("; ".join(lines) if len(lines) == 1 else "\n  " + "\n  ".join(lines))) from None
 
 
@@ -559,29 +560,3 @@ def _expand(value: Any, path: str, used: set[str]) -> Any:
     expanded = _ENV.sub(replace, value)
     whole = _ENV.fullmatch(value)
     return yaml.safe_load(expanded) if whole and re.fullmatch(r"-?\d+(\.\d+)?|true|false", expanded) else expanded
-
-
-def fault_lines(error: ValidationError, secret_values: set[str] | frozenset[str] = frozenset()) -> list[str]:
-    """A line for each fault: key, what is wrong, and the value unless it came from the environment."""
-    return [_fault(err, secret_values) for err in error.errors()]
-
-
-def _fault(err: Any, secret_values: set[str] | frozenset[str]) -> str:
-    key = ".".join(str(part) for part in err["loc"] if str(part) not in ("literal['balance']", "dict[str,int]")) or "config"
-    if err["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed here: {', '.join(_allowed(err['loc'][:-1]))}"
-    if err["type"] == "missing":
-        return f"{key}: missing"
-    message = err["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    value = err["input"]
-    shown = "…" if isinstance(value, str) and any(s and s in value for s in secret_values) else repr(value)
-    return f"{key}: {message}" + (f" (got {shown})" if not isinstance(value, dict) else "")
-
-
-def _allowed(loc: tuple[Any, ...]) -> list[str]:
-    model: Any = Config
-    for part in loc:
-        field = getattr(model, "model_fields", {}).get(part)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), model)
-    return list(model.model_fields)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import config_faults
 from pipeline.config import Config, load_config, parse_config
 from pipeline.errors import ConfigError
 
@@ -72,6 +73,31 @@ def test_a_wrong_value_is_refused_by_key_value_and_remedy(change: dict[str, Any]
     message = refusal({**minimal(), **change})
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.parametrize(("change", "meant"), [
+    ({"train": {"modle": "r3"}}, "train.model"),
+    ({"evaluate": {"lift": {"sedes": 6}}}, "evaluate.lift.seeds"),
+    ({"publish": {"format": "png"}}, "source.format or sample.format"),
+    ({"train": {"resolution": 64}}, "prepare.resolution"),
+    ({"train": {"seed": 1}}, "seed"),
+    ({"budget": {"kimg": 1}}, "train.budget"),
+])
+def test_what_an_unknown_key_was_meant_to_be(change: dict[str, Any], meant: str) -> None:
+    assert f"unknown key; did you mean {meant}? allowed here:" in refusal({**minimal(), **change})
+
+
+def test_nothing_is_guessed_where_nothing_is_near() -> None:
+    assert "train.lr: unknown key; allowed here: model, budget" in refusal(minimal(train={"lr": 3}))
+
+
+def test_every_key_is_found_by_its_misspelling() -> None:
+    keys = list(config_faults._keys(Config))
+    assert {("name",), ("source", "subset", "longtail", "ratio"), ("evaluate", "lift", "seeds")} <= set(keys)
+    for *above, key in keys:
+        for wrong in (key[:-1], key + "s", key[0] + key):
+            if (*above, wrong) not in keys:
+                assert config_faults.probably_meant((*above, wrong), keys) == [".".join((*above, key))], wrong
 
 
 def test_all_faults_are_told_at_once() -> None:
