@@ -1,5 +1,8 @@
 """Everything that can go wrong on this floor, by name. Messages say what, where and what to do about it."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class GanError(Exception):
     """Base of every error that `gan` raises on purpose."""
@@ -11,6 +14,23 @@ class UnknownFamily(GanError):
 
 class UnsupportedSpec(GanError):
     """A family can't serve this resolution, channel count, class count, width or option."""
+
+
+class UnknownOption(UnsupportedSpec):
+    """A family has no option of that name.
+
+    Attributes:
+        family: its name.
+        names: the options that it doesn't know.
+        known: its own.
+    """
+
+    def __init__(self, family: str, names: Sequence[str], known: Sequence[str], elsewhere: Sequence[str] = ()) -> None:
+        """`elsewhere`: names that may be given beside them, which are not the family's."""
+        self.family, self.names, self.known = family, tuple(names), tuple(known)
+        near = [match for name in names for match in difflib.get_close_matches(name, [*known, *elsewhere], n=2)]
+        super().__init__(f"family {family} has no option {', '.join(names)}; " + (f"did you mean {' or '.join(near)}? " if near else "")
+                         + f"known: {', '.join(known) or 'none'}" + ("; and the fields of `gan.recipe.Recipe`" if elsewhere else ""))
 
 
 class BadRecipe(GanError):

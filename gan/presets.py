@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from gan.augment import Augmentation
-from gan.errors import BadRecipe, UnknownFamily
+from gan.errors import BadRecipe, UnknownFamily, UnknownOption
 from gan.networks import FAMILIES, NetSpec, check
 from gan.precision import has_bf16
 from gan.recipe import Recipe
@@ -240,7 +240,10 @@ def choose(model: str, resolution: int, channels: int, images_per_class: Sequenc
     family_options = dict(net.get("options", ())) | {n: given.pop(n) for n in list(given) if n not in recipe_fields}
     shape = {"resolution": resolution, "channels": channels, "classes": len(case.images_per_class)}
     spec = NetSpec.from_dict({"family": family, **shape, **net, **net_changes, "options": family_options})
-    check(spec)
+    try:
+        check(spec)
+    except UnknownOption as e:                       # which may be a field of the recipe, misspelt
+        raise UnknownOption(e.family, e.names, e.known, ("width", "z_dim", *sorted(recipe_fields))) from None
     recipe = Recipe().replace(changes).replace(given)
     kept = f"; samples come from {recipe.snapshots} generators kept along the run" if recipe.snapshots > 1 else ""
     return spec, recipe, (reason or f"{family}: as asked{_caution(family, case)}") + kept

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from gan.errors import UnsupportedSpec
+from gan.errors import UnknownOption, UnsupportedSpec
 
 Option = str | int | float | bool
 
@@ -55,11 +55,10 @@ class NetSpec:
         return dict(self.options).get(name, default)
 
     def check_options(self, *known: str) -> None:
-        """Raises `UnsupportedSpec` where an option is none of `known`."""
+        """Raises `UnknownOption` where an option is none of `known`."""
         unknown = [name for name, _ in self.options if name not in known]
         if unknown:
-            raise UnsupportedSpec(f"family {self.family} has no option {', '.join(unknown)}; known: "
-                                  f"{', '.join(known) or 'none'}")
+            raise UnknownOption(self.family, unknown, known)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -18,7 +18,7 @@ def choose_preset(config: Config, resolution: int, counts: Sequence[int], device
         ConfigError: the model can't be built so; names what is possible.
     """
     from gan.augment import Augmentation
-    from gan.errors import GanError
+    from gan.errors import GanError, UnknownOption
     from gan.presets import Budget, choose
 
     asked = config.train
@@ -29,8 +29,12 @@ def choose_preset(config: Config, resolution: int, counts: Sequence[int], device
             Budget(kimg=asked.budget.kimg, seconds=None if minutes is None else 60 * minutes), device,
             batch_size=asked.batch_size, augment=Augmentation(**asked.augment.model_dump()), options=asked.options,
         )
+    except UnknownOption as e:
+        raise ConfigError(f"train.options.{e.names[0]}: {e}") from e
     except GanError as e:
-        raise ConfigError(f"train.model {asked.model}: {e}") from e
+        told = str(e).removeprefix("option ")
+        of_option = told.split(" ", 1)[0] in asked.options
+        raise ConfigError(f"train.options.{told}" if of_option else f"train.model {asked.model}: {e}") from e
     for workers in range(asked.fewest_workers, asked.workers + 1):
         if recipe.batch_size % workers:
             raise ConfigError(f"train.workers: {workers} workers can't share batches of {recipe.batch_size} evenly; "

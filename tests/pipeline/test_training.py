@@ -310,8 +310,11 @@ def test_a_run_publishes_its_best_checkpoint_and_tells_why(tmp_path: Path, ray_c
 
 
 @pytest.mark.parametrize(("train", "words"), [
-    ({"options": {"learning_rate": 1}}, "learning_rate"),
-    ({"options": {"lr_g": "fast"}}, "lr_g"),
+    ({"options": {"learning_rate": 1}}, r"train\.options\.learning_rate: .* known: conditioning, .*fields of `gan.recipe.Recipe`"),
+    ({"options": {"snapshot": 4}}, r"train\.options\.snapshot: family dcgan has no option snapshot; did you mean snapshots or "),
+    ({"options": {"feature": 4}}, r"train\.options\.feature: .*did you mean features"),
+    ({"options": {"lr_g": "fast"}}, r"^train\.options\.lr_g 'fast': must be a number"),
+    ({"options": {"d_norm": "none", "conditioning": "x"}}, r"^train\.options\.conditioning 'x': must be concat"),
     ({"options": {"batch_size": 33}, "workers": 2, "batch_size": None}, "multiple of 2"),
 ])
 def test_an_impossible_recipe_is_refused_by_name(train: dict[str, Any], words: str) -> None:
