@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,11 @@ class EveryThird:
 def load_every_third(run: Store) -> RowFilter:
     """Stands for the loader of the real filter."""
     return EveryThird()
+
+
+def short_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a Ray of the test's own, whose path is short enough for its sockets; gone with what Ray left there."""
+    return tempfile.TemporaryDirectory(prefix="gmt-", dir="/tmp", ignore_cleanup_errors=True)
 
 
 def config(url: str, options: Mapping[str, Any] | None = None, name: str = "small", **sample_section: Any) -> Config:

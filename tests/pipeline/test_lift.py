@@ -38,6 +38,7 @@ from pipeline.progress import NullProgress
 from pipeline.side_by_side import Stop, all_side_by_side, side_by_side
 from pipeline.store import Store
 from tests.pipeline.bars import bench, noise, oracle, rows
+from tests.pipeline.small import short_folder
 
 torch.set_num_threads(1)
 
@@ -419,10 +420,11 @@ def test_the_ladder_without_synthesis_is_long_enough() -> None:
 def ray_with_two_cpus() -> Any:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])    # workers don't find this file
-    yield
-    ray.shutdown()
+    with short_folder() as temp:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=temp)
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])    # workers don't find this file
+        yield
+        ray.shutdown()
 
 
 def test_trials_on_ray_give_the_rows_that_threads_give(ray_with_two_cpus: Any) -> None:

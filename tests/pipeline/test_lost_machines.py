@@ -17,7 +17,7 @@ import pytest
 from gan.checkpoint import load_generator
 from pipeline import keys, training
 from tests.pipeline.crashing import assert_whole
-from tests.pipeline.small import Notes, SmallRun, load_slow, small_run
+from tests.pipeline.small import Notes, SmallRun, load_slow, short_folder, small_run
 from tests.pipeline.test_fanout import on_ray
 from tests.pipeline.test_training import config_of, prepared
 
@@ -52,14 +52,16 @@ def three_nodes() -> Iterator[tuple[Any, list[Any]]]:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20})
-    try:
-        nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-        yield cluster, nodes
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with short_folder() as temp:
+        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20, "temp_dir": temp}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+            yield cluster, nodes
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 def kill_node(node: Any) -> None:
@@ -131,21 +133,23 @@ def test_the_driver_dies_and_another_starts_at_once(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent.parent
     run = small_run(str(tmp_path), rows_per_shard=1, workers=2)
     run.plan()
-    driver = subprocess.Popen([sys.executable, "-c", SAMPLE, str(tmp_path)], cwd=root, start_new_session=True,
-                              env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(4, run)
-        driver.kill()
-        driver.wait()
-        kept = receipts(run)
-        assert 4 <= kept < 26
-        made: list[Any] = run.sample()
-        run.publish(made)
-        assert_whole(run)
-        time.sleep(4)
-        assert_whole(run)                                # whatever the dead driver's workers did meanwhile
-    finally:
+    with short_folder() as temp:
+        env = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": temp}    # a killed driver cleans nothing up
+        driver = subprocess.Popen([sys.executable, "-c", SAMPLE, str(tmp_path)], cwd=root, start_new_session=True, env=env,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            os.killpg(driver.pid, signal.SIGKILL)        # Ray's processes, should any be left
-        except ProcessLookupError:
-            pass
+            wait_for(4, run)
+            driver.kill()
+            driver.wait()
+            kept = receipts(run)
+            assert 4 <= kept < 26
+            made: list[Any] = run.sample()
+            run.publish(made)
+            assert_whole(run)
+            time.sleep(4)
+            assert_whole(run)                                # whatever the dead driver's workers did meanwhile
+        finally:
+            try:
+                os.killpg(driver.pid, signal.SIGKILL)        # Ray's processes, should any be left
+            except ProcessLookupError:
+                pass
