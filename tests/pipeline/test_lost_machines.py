@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
@@ -52,8 +53,8 @@ def three_nodes() -> Iterator[tuple[Any, list[Any]]]:
     import ray
     from ray.cluster_utils import Cluster
 
-    with short_folder() as temp:
-        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20, "temp_dir": temp}
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    with short_folder() as temp, mock.patch.dict(os.environ, RAY_TMPDIR=temp):
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
