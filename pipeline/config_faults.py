@@ -34,7 +34,7 @@ def _fault(err: Any, config: type[BaseModel], secret_values: Collection[str]) ->
 
 
 def _unknown(loc: tuple[str, ...], config: type[BaseModel]) -> str:
-    keys = list(_keys(config))
+    keys = list(every_key(config))
     allowed = [key[-1] for key in keys if key[:-1] == loc[:-1]]
     meant = probably_meant(loc, keys)
     hint = f"did you mean {' or '.join(meant)}? " if meant else ""
@@ -50,10 +50,10 @@ def probably_meant(loc: tuple[str, ...], keys: Collection[tuple[str, ...]]) -> l
     return elsewhere if len(elsewhere) <= _MOST else []
 
 
-def _keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def every_key(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every key of the config, sections too, as the parts of its name."""
     for name, field in model.model_fields.items():
         yield (*above, name)
         for choice in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(choice, type) and issubclass(choice, BaseModel):
-                yield from _keys(choice, (*above, name))
+                yield from every_key(choice, (*above, name))

@@ -92,7 +92,7 @@ def test_nothing_is_guessed_where_nothing_is_near() -> None:
 
 
 def test_every_key_is_found_by_its_misspelling() -> None:
-    keys = list(config_faults._keys(Config))
+    keys = list(config_faults.every_key(Config))
     assert {("name",), ("source", "subset", "longtail", "ratio"), ("evaluate", "lift", "seeds")} <= set(keys)
     for *above, key in keys:
         for wrong in (key[:-1], key + "s", key[0] + key):
