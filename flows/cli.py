@@ -27,6 +27,22 @@ Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON li
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; write nothing.")]
 
 
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    from pipeline.runs import SOFTWARE_VERSION, code_digest
+
+    typer.echo(f"ganmill {SOFTWARE_VERSION} (code {code_digest()})")
+    raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    version: Annotated[bool, typer.Option("--version", help="Show version and code digest.", is_eager=True, callback=_version)] = False,
+) -> None:
+    """What holds before any command."""
+
+
 @app.command(short_help="The whole job: images in, published dataset out.")
 def run(
     config: ConfigFile, set_: Overrides = None, run_id: RunId = None, dry_run: DryRun = False, as_json: Json = False

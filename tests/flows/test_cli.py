@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from pipeline.runs import code_digest
 
 
 def invoke(*arguments: str) -> Result:
@@ -34,6 +36,12 @@ def test_help_imports_nothing_heavy() -> None:
                     "runs", "status"):
         assert command in text
     assert not [line for line in text.partition("Commands:")[2].splitlines() if line.endswith("...")], "a command's line is cut short"
+
+
+def test_the_version_is_the_package_s_and_says_which_code() -> None:
+    root = Path(__file__).resolve().parents[2]
+    stated = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert invoke("--version").output == f"ganmill {stated} (code {code_digest()})\n"
 
 
 @pytest.mark.parametrize("command", ["run", "train"])
