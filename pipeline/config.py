@@ -259,7 +259,7 @@ class GateConfig(Section):
     min_diversity: float | None = Field(0.5, ge=0)
     """Spread of the least varied class over that of its real images."""
     max_fd_ratio: float | None = Field(None, gt=0)
-    """Fréchet distance as a multiple of the floor, real against real."""
+    """Fréchet distance of samples over that of unseen real images, equally many of both in each class."""
 
 
 FILTERS = ("min_confidence", "max_centroid_distance", "min_nearest_distance", "max_nearest_distance", "min_discriminator")

@@ -14,7 +14,6 @@ def decide(gate: GateConfig, scorecard: Scorecard) -> Verdict:
     """
     s = scorecard
     class_name, diversity = min(s.diversity_per_class.items(), key=lambda item: item[1], default=("", math.nan))
-    ratio = s.fd / s.fd_floor if s.fd_floor > 0 else math.nan
     reasons = [
         _lift(gate.min_lift_pp, s),
         _at_most("memorised", s.memorised, gate.max_memorised, "max_memorised",
@@ -25,7 +24,7 @@ def decide(gate: GateConfig, scorecard: Scorecard) -> Verdict:
                   "samples are not seen as the class they were made for: train longer, or set sample.filter"),
         at_least(f"diversity (class {class_name!r})" if class_name else "diversity", diversity, gate.min_diversity,
                   "min_diversity", "samples of that class are too much alike: train with another model or more images"),
-        _at_most(f"fd_{s.features} over its floor", ratio, gate.max_fd_ratio, "max_fd_ratio",
+        _at_most(f"fd_{s.features} over its floor", s.fd_ratio, gate.max_fd_ratio, "max_fd_ratio",
                  "samples differ too much from real images: train longer, or with another train.model"),
     ]
     failed = tuple(reason for reason in reasons if reason)

@@ -9,6 +9,7 @@ and resumed from what the run folder holds. Keys are relative to the run folder 
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -148,7 +149,7 @@ class Scorecard(Record):
     samples: int                                     # N generated images, labels as the real test prior unless said otherwise
     features: str                                    # domain | random | inception
     fd: float                                        # Fréchet distance generated ↔ real held-out images
-    fd_floor: float                                  # the same between two disjoint real sets
+    fd_floor: float                                  # the same of unseen real images in the samples' place
     fd_reference: str                                # which real set, how many
     precision: float
     recall: float
@@ -161,6 +162,7 @@ class Scorecard(Record):
     diversity_per_class: dict[str, float]            # mean pairwise feature distance, generated / real; 1 = as varied
     memorised: float                                 # share of samples nearer to a training image than real images are
     nearest_pairs_key: str | None = None             # PNG of the twenty nearest (generated, train) pairs
+    fd_matched: float | None = None                  # the same of as many samples of each class as `fd_floor` has real images
     lift: LiftFigure | None = None
     real: dict[str, float] = field(default_factory=dict)        # the same figures of unseen real images in the samples' place
     kernel_distance: float | None = None             # unbiased MMD² ×1000 on the same features; around 0 for equal sets
@@ -171,6 +173,11 @@ class Scorecard(Record):
     seconds: float = 0.0
 
     @property
+    def fd_ratio(self) -> float:
+        """How many times as far from real images as other real images the samples lie, equally many of both; NaN if unknown."""
+        return self.fd_matched / self.fd_floor if self.fd_matched is not None and self.fd_floor > 0 else math.nan
+
+    @property
     def scores(self) -> dict[str, float]:
         """The figures that the manifest carries."""
         figures = {
@@ -179,6 +186,8 @@ class Scorecard(Record):
             "judge_accuracy": self.judge_accuracy, "memorised": self.memorised,
             "diversity_lowest": min(self.diversity_per_class.values(), default=0.0),
         }
+        if self.fd_matched is not None:
+            figures[f"fd_{self.features}_matched"] = self.fd_matched
         if self.lift is not None and self.lift.seeds:
             figures["lift_pp"] = self.lift.lift_pp
         return {name: round(float(value), 4) for name, value in figures.items()}

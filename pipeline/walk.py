@@ -85,7 +85,7 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Ru
     progress.stage("evaluate")
     scorecard = evaluation.evaluate(config, snapshot, checkpoint, run.folder, progress)
     progress.note(
-        f"agreement {scorecard.agreement:.3f}, FD-{scorecard.features} {scorecard.fd:.2f} (floor {scorecard.fd_floor:.2f}), "
+        f"agreement {scorecard.agreement:.3f}, FD-{scorecard.features} {scorecard.fd:.2f} ({scorecard.fd_ratio:.2f} times real images'), "
         f"coverage {scorecard.coverage:.2f}" + (f"; {scorecard.lift.sentence}" if scorecard.lift else "")
     )
     return scorecard

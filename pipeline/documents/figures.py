@@ -164,19 +164,24 @@ def _lift_meaning(lift: LiftFigure) -> str:
 
 def _distance(s: Scorecard, gate: GateConfig) -> Figure:
     name = "FID" if s.features == "inception" else f"Fréchet distance (FD-{s.features})"
-    ratio = s.fd / s.fd_floor if s.fd_floor > 0 else math.nan
-    limit = gate.max_fd_ratio
+    ratio, limit = s.fd_ratio, gate.max_fd_ratio
     near = "No farther from the real images than"
     far = f"{decimal(ratio, 1)} times as far from the real images as" if math.isfinite(ratio) else "Farther than"
     network = {"inception": "the usual FID network", "random": "a random network"}
     return Figure(
-        name, decimal(s.fd), f"real against real {decimal(s.fd_floor)}",
+        name, decimal(s.fd), fd_reference(s),
         None if limit is None else f"at most {limit:g} × the floor",
         None if limit is None else ratio <= limit,
         f"{s.samples:,}",
-        f"{near if ratio <= 1 else far} real images are from each other, by the features of "
+        f"{near if ratio <= 1 else far} real images are from each other, equally many of both, by the features of "
         f"{network.get(s.features, 'a classifier of this very domain')}. Measured against {s.fd_reference}.",
     )
+
+
+def fd_reference(s: Scorecard) -> str:
+    """What the Fréchet distance is read against: real images, and as few samples as there are of those."""
+    of_as_many = "" if s.fd_matched is None else f", of as many samples {decimal(s.fd_matched)}"
+    return f"real against real {decimal(s.fd_floor)}{of_as_many}"
 
 
 def _as_real(s: Scorecard, name: str, otherwise: str = "at best 1") -> str:

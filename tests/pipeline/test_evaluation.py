@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from gan.classifier import load_classifier, predict
+from gan.metrics.frechet import Gaussian, frechet_distance
 from pipeline import evaluation, keys
 from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError, CorruptShard, Leakage
@@ -23,7 +24,7 @@ from pipeline.evaluation import networks as onlookers
 from pipeline.evaluation.data import Seen, Splits, load
 from pipeline.evaluation.networks import Networks, fid_network, train_networks
 from pipeline.evaluation.samples import REDRAWS, look_at_samples, passing, sample_counts
-from pipeline.evaluation.scores import coverage_per_class, real_figures
+from pipeline.evaluation.scores import coverage_per_class, matched_distances, real_figures
 from pipeline.gate import decide
 from pipeline.lift import Schedule
 from pipeline.progress import NullProgress
@@ -115,7 +116,7 @@ def test_unseen_real_images_score_like_real_ones(tmp_path: Path, digits: Any, ge
     card = case.evaluate()
     assert card.judge_accuracy > 0.93
     assert card.agreement > 0.93
-    assert card.fd < 2.5 * card.fd_floor
+    assert 0.6 < card.fd_ratio < 1.5
     assert card.coverage > 0.85
     assert card.memorised <= 0.02
     assert min(card.diversity_per_class.values()) > 0.7
@@ -204,6 +205,33 @@ def test_the_reference_stands_to_held_out_images_as_the_samples_do(
     assert seen == [(beside, val or held_out // 2)]
 
 
+@pytest.mark.parametrize("few", [40, 150, 1000])
+def test_samples_as_good_as_real_images_lie_as_far_as_these_however_few_there_are(few: int) -> None:
+    def drawn(rows: int, shares: tuple[float, float], shift: float = 0.0) -> Seen:
+        labels = torch.multinomial(torch.tensor(shares), rows, replacement=True, generator=noise)
+        return Seen(torch.randn(rows, 32, generator=noise) + 2.0 * labels[:, None] + shift, labels)
+
+    noise = torch.Generator().manual_seed(few)
+    held_out, val = drawn(5000, (0.5, 0.5)), drawn(few, (0.8, 0.2))              # with other shares of the classes
+    real, made = matched_distances(held_out, val, drawn(3000, (0.5, 0.5)))
+    assert made / real == pytest.approx(1.0, abs=0.15)
+    poor = matched_distances(held_out, val, drawn(3000, (0.5, 0.5), shift=-1.0))
+    assert poor[0] == pytest.approx(real) and poor[1] > 1.2 * poor[0]
+    swapped = matched_distances(held_out, drawn(3000, (0.5, 0.5)), drawn(few, (0.5, 0.5)))   # few samples, many real images
+    assert swapped[1] / swapped[0] == pytest.approx(1.0, abs=0.15)
+
+
+def test_distances_at_equal_numbers_are_those_of_the_rows_themselves() -> None:
+    noise = torch.Generator().manual_seed(0)
+    held_out, val = (Seen(torch.randn(n, 8, generator=noise), torch.arange(n) % 2) for n in (500, 60))
+    floor, same = matched_distances(held_out, val, val)
+    assert floor == same == pytest.approx(frechet_distance(Gaussian(held_out.features), Gaussian(val.features)), abs=1e-4)
+    halves = matched_distances(held_out, val.take(torch.zeros(0, dtype=torch.int64)), val)
+    assert all(0 < one < 10 for one in halves)
+    other_class = Seen(val.features, torch.full((60,), 5))
+    assert matched_distances(held_out, val, other_class) == (0.0, 0.0)           # nothing to compare
+
+
 def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:
     data, rest = split_digits(digits)
     case = make_case(tmp_path, data, tuple("0123456789"))
@@ -239,7 +267,7 @@ def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: 
     wrong = card(lambda labels, seeds: real((labels + 1) % 10, seeds))
     assert wrong.agreement < 0.1
     blank = card(lambda labels, seeds: np.zeros((len(labels), 1, 16, 16), np.uint8))
-    assert blank.fd > 10 * blank.fd_floor
+    assert blank.fd_ratio > 10
     assert blank.coverage < 0.2
 
 
@@ -349,7 +377,7 @@ def test_one_class_is_evaluated_with_random_features(tmp_path: Path, digits: Any
     generator(from_rows(images[150:], zeros[150:]))
     card = case.evaluate()
     assert card.features == "random"
-    assert card.fd < 5 * card.fd_floor
+    assert card.fd_ratio < 2.5
     assert not case.run.exists(keys.FILTER)
     assert "One class only" in " ".join(card.notes)
     assert card.lift is not None
