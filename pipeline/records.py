@@ -162,9 +162,9 @@ class Scorecard(Record):
     diversity_per_class: dict[str, float]            # mean pairwise feature distance, generated / real; 1 = as varied
     memorised: float                                 # share of samples nearer to a training image than real images are
     nearest_pairs_key: str | None = None             # PNG of the twenty nearest (generated, train) pairs
-    fd_matched: float | None = None                  # the same of as many samples of each class as `fd_floor` has real images
     lift: LiftFigure | None = None
     real: dict[str, float] = field(default_factory=dict)        # the same figures of unseen real images in the samples' place
+    matched: dict[str, float] = field(default_factory=dict)     # "fd", "recall" of as many samples of each class as are in `real`
     kernel_distance: float | None = None             # unbiased MMD² ×1000 on the same features; around 0 for equal sets
     inception_like: float | None = None              # exp mean KL by the judge's probabilities: 1 … number of classes
     authentic: float | None = None                   # share of samples farther from their nearest training image than
@@ -175,7 +175,7 @@ class Scorecard(Record):
     @property
     def fd_ratio(self) -> float:
         """How many times as far from real images as other real images the samples lie, equally many of both; NaN if unknown."""
-        return self.fd_matched / self.fd_floor if self.fd_matched is not None and self.fd_floor > 0 else math.nan
+        return self.matched.get("fd", math.nan) / self.fd_floor if self.fd_floor > 0 else math.nan
 
     @property
     def scores(self) -> dict[str, float]:
@@ -186,8 +186,8 @@ class Scorecard(Record):
             "judge_accuracy": self.judge_accuracy, "memorised": self.memorised,
             "diversity_lowest": min(self.diversity_per_class.values(), default=0.0),
         }
-        if self.fd_matched is not None:
-            figures[f"fd_{self.features}_matched"] = self.fd_matched
+        if "fd" in self.matched:
+            figures[f"fd_{self.features}_matched"] = self.matched["fd"]
         if self.lift is not None and self.lift.seeds:
             figures["lift_pp"] = self.lift.lift_pp
         return {name: round(float(value), 4) for name, value in figures.items()}

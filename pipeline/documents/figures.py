@@ -180,13 +180,17 @@ def _distance(s: Scorecard, gate: GateConfig) -> Figure:
 
 def fd_reference(s: Scorecard) -> str:
     """What the Fréchet distance is read against: real images, and as few samples as there are of those."""
-    of_as_many = "" if s.fd_matched is None else f", of as many samples {decimal(s.fd_matched)}"
-    return f"real against real {decimal(s.fd_floor)}{of_as_many}"
+    return f"real against real {decimal(s.fd_floor)}{_as_many(s, 'fd')}"
+
+
+def _as_many(s: Scorecard, name: str) -> str:
+    """The figure of as many samples as there are real images to compare with, where it hangs on their number."""
+    return f", as many samples {decimal(s.matched[name])}" if name in s.matched else ""
 
 
 def _as_real(s: Scorecard, name: str, otherwise: str = "at best 1") -> str:
     """What unseen real images reach in the samples' place, where that was measured."""
-    return f"real images {decimal(s.real[name])}" if math.isfinite(s.real.get(name, math.nan)) else otherwise
+    return f"real images {decimal(s.real[name])}{_as_many(s, name)}" if math.isfinite(s.real.get(name, math.nan)) else otherwise
 
 
 def _plain(name: str, value: float, n: str, meaning: str, reference: str) -> Figure:

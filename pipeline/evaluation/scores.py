@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def measure(
     made, as_prior = samples.seen, first_of_each(samples.labels, prior)
     held_out, overall = thinned(test, MOST_REAL), made.take(as_prior)
     real = real_figures(held_out, val, len(made.labels), notes)
-    fd_floor, fd_matched = matched_distances(held_out, val, made)
+    of_real, of_samples = matched_figures(held_out, val, made)
     whole = _manifold(held_out.features, overall.features)
     per_class = coverage_per_class(held_out, made, snapshot.classes, notes)
     spread = diversity(*_for_diversity(splits, train, val, test), made.features, made.labels)
@@ -58,7 +59,7 @@ def measure(
     _note_what_must_be_known(config, snapshot, networks, prior, counts, memory, notes)
     return Scorecard(
         samples=int(prior.sum()), features=networks.features, fd_reference=_reference(held_out, val),
-        fd=_distance(held_out, overall), fd_floor=fd_floor, fd_matched=fd_matched, real=real,
+        fd=_distance(held_out, overall), fd_floor=of_real.get("fd", 0.0), real=real | of_real, matched=of_samples,
         precision=whole.precision, recall=whole.recall, density=whole.density,
         coverage=_mean(per_class, whole.coverage), coverage_per_class=per_class,
         diversity_per_class={snapshot.classes[c]: round(v, 4) for c, v in spread.items()},
@@ -71,28 +72,29 @@ def _distance(real: Seen, other: Seen) -> float:
     return round(frechet_distance(Gaussian(real.features), Gaussian(other.features)), 4)
 
 
-def matched_distances(held_out: Seen, val: Seen, made: Seen) -> tuple[float, float]:
-    """Fréchet distances of unseen real images and of samples from the same held-out images, equally many of both in each class.
+def matched_figures(held_out: Seen, val: Seen, made: Seen) -> tuple[dict[str, float], dict[str, float]]:
+    """"fd" and "recall" of unseen real images, and of samples, against the same others, equally many of both in each class.
 
-    The fewer rows covariances are taken of, the larger the distance (Chong & Forsyth 2020): 150 real images lie farther from
-    10,000 others than 5,000 poor samples do. And validation images may have other shares of the classes than test images.
+    Both hang on how many there are. The fewer rows covariances are taken of, the larger the distance (Chong & Forsyth 2020):
+    150 real images lie farther from 10,000 others than 5,000 poor samples do. And the fewer the neighbours, the wider apart.
     """
     place, rest = _in_the_samples_place(held_out, val)
     classes = 1 + int(torch.cat([place.labels, made.labels]).max()) if len(place.labels) and len(made.labels) else 0
     counts = torch.stack([torch.bincount(seen.labels, minlength=classes) for seen in (place, made)])
     shared = counts.amin(dim=0)
     if not shared.any() or not len(rest.labels):
-        return 0.0, 0.0
-    return _mean_distance(rest, place, shared), _mean_distance(rest, made, shared)
+        return {}, {}
+    return _mean_figures(rest, place, shared), _mean_figures(rest, made, shared)
 
 
-def _mean_distance(real: Seen, other: Seen, counts: Tensor) -> float:
-    """The mean over disjoint draws of `counts` rows of each class of `other`, up to `DRAWS`."""
+def _mean_figures(real: Seen, other: Seen, counts: Tensor) -> dict[str, float]:
+    """The means over disjoint draws of `counts` rows of each class of `other`, up to `DRAWS`."""
     have = torch.bincount(other.labels, minlength=len(counts))
     draws = min(DRAWS, int((have // counts.clamp_min(1))[counts > 0].min()))
     ends = [first_of_each(other.labels, k * counts.numpy()) for k in range(draws + 1)]
-    found = [_distance(real, other.take(upto & ~before)) for before, upto in itertools.pairwise(ends)]
-    return round(sum(found) / len(found), 4)
+    parts = [other.take(upto & ~before) for before, upto in itertools.pairwise(ends)]
+    return {"fd": round(fmean(_distance(real, part) for part in parts), 4),
+            "recall": fmean(_manifold(real.features, part.features).recall for part in parts)}
 
 
 def _kernel(real: Seen, other: Seen) -> float | None:
@@ -121,11 +123,11 @@ def real_figures(held_out: Seen, val: Seen, samples: int, notes: list[str]) -> d
         notes.append("No validation images: the real-against-real figures compare two halves of the test images.")
     if len(place.labels) < 1 or len(rest.labels) < 1:
         return {}
-    whole = _manifold(rest.features, place.features)
+    whole = _manifold(rest.features, place.features, with_recall=False)
     fair = min(len(rest.labels), math.ceil(len(place.labels) * max(1.0, len(held_out.labels) / max(1, samples))))
     spread = torch.linspace(0, len(rest.labels) - 1, fair).long()
     per_class = coverage_per_class(rest.take(spread), place, (), [])
-    return {"rows": float(len(place.labels)), "precision": whole.precision, "recall": whole.recall, "density": whole.density,
+    return {"rows": float(len(place.labels)), "precision": whole.precision, "density": whole.density,
             "coverage": _mean(per_class, whole.coverage)}
 
 

@@ -125,7 +125,7 @@ def scorecard(classes: tuple[str, ...], figure: LiftFigure | None = None, **chan
             "features": "domain",
             "fd": 12.34,
             "fd_floor": 4.01,
-            "fd_matched": 12.43,
+            "matched": {"fd": 12.43},
             "fd_reference": "270 real test images",
             "precision": 0.83,
             "recall": 0.71,

@@ -118,7 +118,7 @@ CHECKPOINT = Checkpoint(
     net={}, trained_kimg=1.5, images_per_s=1.0, seconds=1.0, config_digest="c" * 16, train_fingerprint="5" * 64,
 )
 SCORECARD = Scorecard(
-    samples=10, features="domain", fd=12.5, fd_floor=1.0, fd_matched=12.5, fd_reference="val", precision=0.5, recall=0.5, density=0.5,
+    samples=10, features="domain", fd=12.5, fd_floor=1.0, matched={"fd": 12.5}, fd_reference="val", precision=0.5, recall=0.5, density=0.5,
     coverage=0.75, coverage_per_class={}, agreement=0.9, agreement_per_class={}, judge_accuracy=0.99,
     diversity_per_class={}, memorised=float("nan"),
 )

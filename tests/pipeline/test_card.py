@@ -172,7 +172,7 @@ def test_figures_tell_which_threshold_failed():
     assert failed == {"Lift", "Coverage", "Memorised", "Label agreement"}, "what can't be measured does not meet it"
     distance = found["Fréchet distance (FD-domain)"]
     assert distance.met is True and "3.1 times" in distance.meaning
-    near = {f.name: f for f in figures(scorecard(names, fd_matched=2.0, memorised=0.0), GateConfig(), data)}
+    near = {f.name: f for f in figures(scorecard(names, matched={"fd": 2.0}, memorised=0.0), GateConfig(), data)}
     assert near["Fréchet distance (FD-domain)"].meaning.startswith("No farther")
     assert near["Memorised"].meaning.startswith("None of the synthetic images")
     assert found["Label agreement"].value == "n/a" and found["Precision"].met is None

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from gan.classifier import load_classifier, predict
 from gan.metrics.frechet import Gaussian, frechet_distance
+from gan.metrics.manifold import manifold
 from pipeline import evaluation, keys
 from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError, CorruptShard, Leakage
@@ -24,7 +25,7 @@ from pipeline.evaluation import networks as onlookers
 from pipeline.evaluation.data import Seen, Splits, load
 from pipeline.evaluation.networks import Networks, fid_network, train_networks
 from pipeline.evaluation.samples import REDRAWS, look_at_samples, passing, sample_counts
-from pipeline.evaluation.scores import coverage_per_class, matched_distances, real_figures
+from pipeline.evaluation.scores import coverage_per_class, matched_figures, real_figures
 from pipeline.gate import decide
 from pipeline.lift import Schedule
 from pipeline.progress import NullProgress
@@ -213,23 +214,26 @@ def test_samples_as_good_as_real_images_lie_as_far_as_these_however_few_there_ar
 
     noise = torch.Generator().manual_seed(few)
     held_out, val = drawn(5000, (0.5, 0.5)), drawn(few, (0.8, 0.2))              # with other shares of the classes
-    real, made = matched_distances(held_out, val, drawn(3000, (0.5, 0.5)))
-    assert made / real == pytest.approx(1.0, abs=0.15)
-    poor = matched_distances(held_out, val, drawn(3000, (0.5, 0.5), shift=-1.0))
-    assert poor[0] == pytest.approx(real) and poor[1] > 1.2 * poor[0]
-    swapped = matched_distances(held_out, drawn(3000, (0.5, 0.5)), drawn(few, (0.5, 0.5)))   # few samples, many real images
-    assert swapped[1] / swapped[0] == pytest.approx(1.0, abs=0.15)
+    real, made = matched_figures(held_out, val, drawn(3000, (0.5, 0.5)))
+    assert made["fd"] / real["fd"] == pytest.approx(1.0, abs=0.15)
+    assert made["recall"] == pytest.approx(real["recall"], abs=0.1)
+    same, poor = matched_figures(held_out, val, drawn(3000, (0.5, 0.5), shift=-1.0))
+    assert same == real and poor["fd"] > 1.2 * real["fd"]
+    real, made = matched_figures(held_out, drawn(3000, (0.5, 0.5)), drawn(few, (0.5, 0.5)))   # few samples, many real images
+    assert made["fd"] / real["fd"] == pytest.approx(1.0, abs=0.15)
 
 
 def test_distances_at_equal_numbers_are_those_of_the_rows_themselves() -> None:
     noise = torch.Generator().manual_seed(0)
     held_out, val = (Seen(torch.randn(n, 8, generator=noise), torch.arange(n) % 2) for n in (500, 60))
-    floor, same = matched_distances(held_out, val, val)
-    assert floor == same == pytest.approx(frechet_distance(Gaussian(held_out.features), Gaussian(val.features)), abs=1e-4)
-    halves = matched_distances(held_out, val.take(torch.zeros(0, dtype=torch.int64)), val)
-    assert all(0 < one < 10 for one in halves)
+    real, same = matched_figures(held_out, val, val)
+    assert real == same
+    assert real["fd"] == pytest.approx(frechet_distance(Gaussian(held_out.features), Gaussian(val.features)), abs=1e-4)
+    assert real["recall"] == manifold(held_out.features, val.features, 5).recall
+    halves = matched_figures(held_out, val.take(torch.zeros(0, dtype=torch.int64)), val)
+    assert all(0 < one["fd"] < 10 for one in halves)
     other_class = Seen(val.features, torch.full((60,), 5))
-    assert matched_distances(held_out, val, other_class) == (0.0, 0.0)           # nothing to compare
+    assert matched_figures(held_out, val, other_class) == ({}, {})               # nothing to compare
 
 
 def test_copies_collapse_and_wrong_labels_are_each_seen(tmp_path: Path, digits: Any, generator: Any, monkeypatch: Any) -> None:

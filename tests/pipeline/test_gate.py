@@ -14,7 +14,7 @@ LIFT = LiftFigure(
     lift_pp=1.0, interval_pp=(0.5, 1.5), recall_baseline={}, recall_synthetic={}, sentence="Lift.", won=True,
 )
 GOOD = Scorecard(
-    samples=100, features="domain", fd=3.0, fd_floor=1.0, fd_matched=3.0, fd_reference="", precision=0.9, recall=0.9, density=1.0,
+    samples=100, features="domain", fd=3.0, fd_floor=1.0, matched={"fd": 3.0}, fd_reference="", precision=0.9, recall=0.9, density=1.0,
     coverage=0.8, coverage_per_class={}, agreement=0.99, agreement_per_class={}, judge_accuracy=0.99,
     diversity_per_class={"a": 0.9, "b": 0.7}, memorised=0.01, lift=LIFT,
 )
@@ -46,8 +46,8 @@ def test_a_good_card_passes() -> None:
     (changed(agreement=math.nan), ["agreement", "could not be measured"]),
     (changed(diversity_per_class={"a": 0.9, "b": 0.1}), ["'b'", "0.1", "min_diversity 0.6"]),
     (changed(diversity_per_class={}), ["diversity", "could not be measured"]),
-    (changed(fd_matched=4.5), ["fd_domain", "4.5", "max_fd_ratio 4"]),
-    (changed(fd_matched=None), ["fd_domain", "could not be measured"]),
+    (changed(matched={"fd": 4.5}), ["fd_domain", "4.5", "max_fd_ratio 4"]),
+    (changed(matched={}), ["fd_domain", "could not be measured"]),
     (changed(fd_floor=0.0), ["fd_domain", "could not be measured"]),
 ])
 def test_each_figure_can_fail_and_says_what_and_why(card: Scorecard, words: list[str]) -> None:
@@ -59,10 +59,10 @@ def test_each_figure_can_fail_and_says_what_and_why(card: Scorecard, words: list
 
 
 def test_a_threshold_itself_passes_and_a_null_threshold_asks_nothing() -> None:
-    edge = changed(memorised=0.02, coverage=0.7, agreement=0.95, diversity_per_class={"a": 0.6}, fd_matched=4.0)
+    edge = changed(memorised=0.02, coverage=0.7, agreement=0.95, diversity_per_class={"a": 0.6}, matched={"fd": 4.0})
     assert decide(STRICT, dataclasses.replace(edge, lift=dataclasses.replace(LIFT, lift_pp=0.5))).passed
     nothing = GateConfig(min_lift_pp=None, max_memorised=None, min_coverage=None, min_diversity=None)
-    bad = changed(memorised=1.0, coverage=0.0, agreement=0.0, diversity_per_class={}, fd_matched=1e9, lift=None)
+    bad = changed(memorised=1.0, coverage=0.0, agreement=0.0, diversity_per_class={}, matched={"fd": 1e9}, lift=None)
     assert decide(nothing, bad).passed
 
 

@@ -291,8 +291,9 @@ def test_scores_stand_with_their_n_and_floor():
     assert "real against real 4.01" in text and "3.1 times as far" in text
     assert "Measured against 270 real test images." in text
     assert "FD-domain is not FID" in text
-    real = {"precision": 0.94, "coverage": float("nan")}
-    text = page(scorecard=scorecard(DIGITS, real=real, kernel_distance=1.5, authentic=0.9)).text
+    real = {"precision": 0.94, "coverage": float("nan"), "recall": 0.9}
+    text = page(scorecard=scorecard(DIGITS, real=real, matched={"recall": 0.87}, kernel_distance=1.5, authentic=0.9)).text
+    assert "Recall 0.71 real images 0.90, as many samples 0.87" in text
     assert "Precision 0.83 real images 0.94" in text and "Coverage 0.81 at best 1" in text
     assert "Kernel distance × 1000 1.50" in text and "Authentic 0.90" in text
     assert "class '8' has 5 test images" in text
