@@ -1,6 +1,7 @@
 """Adversarial losses as pure functions of logits.
 
-Every function takes logits of shape (n,) and returns a scalar to be minimised. `real` is D(x), `fake` is D(G(z)) and
+Every function takes logits of shape (n,), or (n, k) of k discriminators whose losses are averaged, and returns a scalar to be
+minimised. `real` is D(x), `fake` is D(G(z)) and
 σ is the logistic function, so that log σ(a) = -softplus(-a). Row i of `real` and row i of `fake` carry the same label.
 """
 

@@ -15,6 +15,7 @@ from gan.augment import Draw, apply
 from gan.errors import BadRecipe
 from gan.losses import loss_by_name
 from gan.networks.norm import Embedding, label_tables, pool_, set_label_strength
+from gan.networks.projected import Projected
 from gan.recipe import Recipe
 from gan.sampler import Sampler, as_float
 from gan.workers import Workers
@@ -127,7 +128,7 @@ class Update:
                 real_logits, fake_logits = self._logits(x, fake.float(), y, drawn)
                 loss = self.loss.for_generator(real_logits, fake_logits)
             else:
-                loss = self.loss.for_generator(None, d(apply(fake.float(), drawn), y).float())
+                loss = self.loss.for_generator(None, judged(d, apply(fake.float(), drawn), y))
             _zero(self.players.opt_g)
             loss.backward()
         readings = {"loss_g": self.workers.average_(g, loss.detach().view(1))[0]}
@@ -155,14 +156,14 @@ class Update:
                 table.noise = None
 
     def _logits(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None) -> tuple[Tensor, Tensor]:
-        """D(T(x)) and D(T(G(z))), (n,) each in float32, as one batch or as two."""
+        """D(T(x)) and D(T(G(z))), (n,) or (n, k) each in float32, as one batch or as two."""
         d = self.players.d
         both = apply(torch.cat([x, fake]), drawn)
         if self.recipe.joint_pass:
-            real_logits, fake_logits = d(both, torch.cat([y, y])).float().chunk(2)
+            real_logits, fake_logits = judged(d, both, torch.cat([y, y])).chunk(2)
             return real_logits, fake_logits
         real, generated = both.chunk(2)
-        return d(real, y).float(), d(generated, y).float()
+        return judged(d, real, y), judged(d, generated, y)
 
     def _penalise(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None, now: Moment) -> dict[str, Tensor]:
         """Adds the gradient of γ₁/2·E‖∇D(x)‖² + γ₂/2·E‖∇D(G(z))‖² or of WGAN-GP's penalty to that of D's weights.
@@ -245,6 +246,12 @@ class Update:
         if (precision or self.recipe.precision) == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def judged(d: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Logits that a loss is taken of, float32: (n,), or (n, 2) of a discriminator of two parts with a loss each."""
+    logits: Tensor = d(x, y, each=True) if isinstance(d, Projected) and d.apart else d(x, y)
+    return logits.float()
 
 
 @contextlib.contextmanager

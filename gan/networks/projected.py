@@ -5,6 +5,9 @@ learnt the training images and their labels before the first step. The critic se
 tells the classes and their variants apart, which the critic would have to find out while the generator runs ahead.
 After Projected GAN (Sauer 2021: discriminate in a frozen network's features) and DADA (Zhang 2019: a discriminator that
 knows the classes); unlike the former, φ has seen nothing but this very training split.
+
+Two that share a loss share its signal too: where the head alone tells real from generated beyond the hinge, the critic
+learns nothing more. Apart, as in Projected GAN, each has a loss of its own, and G has to please both.
 """
 
 import copy
@@ -33,11 +36,12 @@ class Projected(nn.Module):
     Args:
         critic: a discriminator of the same call.
         width: of the classifier, see `gan.classifier.ClassifierSpec`.
+        apart: losses are taken of critic and head, each for itself.
     """
 
-    def __init__(self, critic: nn.Module, spec: NetSpec, width: int) -> None:
+    def __init__(self, critic: nn.Module, spec: NetSpec, width: int, apart: bool = False) -> None:
         super().__init__()
-        self.critic = critic
+        self.critic, self.apart = critic, apart
         self.plan = ClassifierSpec("conv", spec.resolution, spec.channels, spec.classes, width)
         blank = build_classifier(self.plan, seed=0).eval()
         self.body, self.neck = _folded(blank.body), _folded(blank.neck)
@@ -62,13 +66,14 @@ class Projected(nn.Module):
         late = self.body[1:](conv2d(x, first.weight, first.bias, first.stride, first.padding)).flatten(1)
         return torch.cat([late, self.neck(late)], 1).float()
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, each: bool = False) -> Tensor:
+        """The sum, (n,), or `each`: the critic's logits and the head's, (n, 2)."""
         h = (self.features(x) - self.mean) / self.deviation
         for layer in self.hidden:
             h = F.leaky_relu(layer(h), 0.2)
         seen = self.head(h).squeeze(1).float() + (h.float() * self.label(y)).sum(1)
-        logits: Tensor = self.critic(x, y) + seen
-        return logits
+        critic: Tensor = self.critic(x, y)
+        return torch.stack([critic.float(), seen], 1) if each else critic + seen
 
     def teach(self, images: Tensor, labels: Tensor, steps: int, seed: int, workers: Workers | None = None) -> None:
         """Trains the classifier and takes the features' scale; of several workers rank 0 does, and all take over what it found.

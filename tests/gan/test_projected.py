@@ -7,9 +7,11 @@ from torch import Tensor
 from gan.classical import ClassicalAugment
 from gan.classifier import train_classifier
 from gan.loop import train
+from gan.losses import hinge_d
 from gan.networks import NetSpec, build
 from gan.networks.projected import Projected
 from gan.recipe import Recipe
+from gan.step import judged
 
 Data = tuple[Tensor, Tensor]
 SPEC = NetSpec("dcgan", 8, 1, 2, z_dim=8, width=8, options=(("features", 8),))
@@ -50,6 +52,35 @@ def test_logits_are_the_critics_plus_those_of_the_features(squares: Data) -> Non
         d.label.weight[1] = 1.0
         moved = (d(x, y) - d.critic(x, y)).abs() > 1e-6
     assert torch.equal(moved, y == 1)
+
+
+def test_parts_that_are_apart_have_a_loss_each_and_one_score(squares: Data) -> None:
+    images, labels = squares
+    apart = NetSpec.from_dict(SPEC.to_dict() | {"options": (*SPEC.options, ("features_apart", True))})
+    x, y = images[:6].float() / 127.5 - 1, labels[:6]
+    for spec, shape in ((SPEC, (6,)), (apart, (6, 2))):
+        d = discriminator(spec).eval()
+        with torch.no_grad():
+            logits = judged(d, x, y)
+            assert logits.shape == shape
+            torch.testing.assert_close(logits.view(6, -1).sum(1), d(x, y))
+            if spec is apart:
+                torch.testing.assert_close(logits[:, 0], d.critic(x, y))
+                each = [hinge_d(part, -part) for part in logits.unbind(1)]
+                torch.testing.assert_close(hinge_d(logits, -logits), sum(each) / 2)
+
+
+def test_a_head_that_is_sure_leaves_a_critic_apart_something_to_learn(squares: Data) -> None:
+    images, labels = squares
+    spec = NetSpec.from_dict(SPEC.to_dict() | {"options": (*SPEC.options, ("features_apart", True))})
+    x, y = images[:8].float() / 127.5 - 1, labels[:8]
+    for options, learns in ((SPEC, False), (spec, True)):
+        d = discriminator(options).eval()
+        with torch.no_grad():
+            d.head = torch.nn.Linear(d.label.embedding_dim, 1)
+            d.head.bias.fill_(100.0)                 # beyond the hinge
+        torch.relu(1 - judged(d, x, y)).mean().backward()
+        assert any(bool(p.grad is not None and p.grad.abs().max() > 0) for p in d.critic.parameters()) is learns
 
 
 def test_images_get_a_gradient_through_the_features_alone(squares: Data) -> None:
