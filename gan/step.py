@@ -249,7 +249,10 @@ class Update:
 
 
 def judged(d: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Logits that a loss is taken of, float32: (n,), or (n, 2) of a discriminator of two parts with a loss each."""
+    """Logits that a loss is taken of, float32: (n,), or (n, 2) of a discriminator of two parts with a loss each.
+
+    Penalties, like scores, are of the discriminator as a whole: of its parts' sum.
+    """
     logits: Tensor = d(x, y, each=True) if isinstance(d, Projected) and d.apart else d(x, y)
     return logits.float()
 

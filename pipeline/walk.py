@@ -5,6 +5,7 @@
 Each stage finds its inputs in its arguments and what it finished before in the run's folder.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,9 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Ru
 
     progress.stage("evaluate")
     scorecard = evaluation.evaluate(config, snapshot, checkpoint, run.folder, progress)
+    beside = f" ({scorecard.fd_ratio:.2f} times real images')" if math.isfinite(scorecard.fd_ratio) else ""
     progress.note(
-        f"agreement {scorecard.agreement:.3f}, FD-{scorecard.features} {scorecard.fd:.2f} ({scorecard.fd_ratio:.2f} times real images'), "
+        f"agreement {scorecard.agreement:.3f}, FD-{scorecard.features} {scorecard.fd:.2f}{beside}, "
         f"coverage {scorecard.coverage:.2f}" + (f"; {scorecard.lift.sentence}" if scorecard.lift else "")
     )
     return scorecard

@@ -169,7 +169,7 @@ def _distance(s: Scorecard, gate: GateConfig) -> Figure:
     far = f"{decimal(ratio, 1)} times as far from the real images as" if math.isfinite(ratio) else "Farther than"
     network = {"inception": "the usual FID network", "random": "a random network"}
     return Figure(
-        name, decimal(s.fd), fd_reference(s),
+        name, decimal(s.fd), distance_reference(s),
         None if limit is None else f"at most {limit:g} × the floor",
         None if limit is None else ratio <= limit,
         f"{s.samples:,}",
@@ -178,8 +178,8 @@ def _distance(s: Scorecard, gate: GateConfig) -> Figure:
     )
 
 
-def fd_reference(s: Scorecard) -> str:
-    """What the Fréchet distance is read against: real images, and as few samples as there are of those."""
+def distance_reference(s: Scorecard) -> str:
+    """What the Fréchet distance is read against: that of real images, and that of as many samples."""
     return f"real against real {decimal(s.fd_floor)}{_as_many(s, 'fd')}"
 
 

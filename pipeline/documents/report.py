@@ -18,7 +18,7 @@ from pipeline.documents import charts
 from pipeline.documents.card import Loading, how_to_load
 from pipeline.documents.figures import (
     decimal,
-    fd_reference,
+    distance_reference,
     figures,
     lift_reference,
     lift_sentence,
@@ -122,7 +122,7 @@ def _tiles(i: ReportInputs) -> list[tuple[str, str, str]]:
         tiles.append(("Lift", lift_value(s.lift), lift_reference(s.lift)))
     tiles += [
         ("FID" if s.features == "inception" else f"FD-{s.features}", decimal(s.fd),
-         f"{decimal(s.fd_ratio)} times real images' own" if math.isfinite(s.fd_ratio) else fd_reference(s)),
+         f"{decimal(s.fd_ratio)} times real images', equally many" if math.isfinite(s.fd_ratio) else distance_reference(s)),
         ("Coverage", decimal(s.coverage), f"N = {s.samples:,}"),
         ("Label agreement", percent(s.agreement), f"on real images: {percent(s.judge_accuracy)}"),
         ("Memorised", percent(s.memorised), "near copies of training images"),

@@ -6,12 +6,14 @@ from torch import Tensor
 
 from gan.classical import ClassicalAugment
 from gan.classifier import train_classifier
-from gan.loop import train
+from gan.loop import new_state, train
 from gan.losses import hinge_d
 from gan.networks import NetSpec, build
 from gan.networks.projected import Projected
 from gan.recipe import Recipe
-from gan.step import judged
+from gan.sampler import Sampler
+from gan.step import Moment, Players, Update, judged
+from gan.workers import Workers
 
 Data = tuple[Tensor, Tensor]
 SPEC = NetSpec("dcgan", 8, 1, 2, z_dim=8, width=8, options=(("features", 8),))
@@ -81,6 +83,20 @@ def test_a_head_that_is_sure_leaves_a_critic_apart_something_to_learn(squares: D
             d.head.bias.fill_(100.0)                 # beyond the hinge
         torch.relu(1 - judged(d, x, y)).mean().backward()
         assert any(bool(p.grad is not None and p.grad.abs().max() > 0) for p in d.critic.parameters()) is learns
+
+
+def test_both_turns_take_the_mean_of_the_parts_losses(squares: Data) -> None:
+    apart = NetSpec.from_dict(SPEC.to_dict() | {"options": (*SPEC.options, ("features_apart", True))})
+    readings = []
+    for spec in (SPEC, apart):
+        recipe = Recipe(total_kimg=1.0, batch_size=16, loss="wasserstein", lr_d=1e-12)     # linear, and D stays as it is
+        state = new_state(*squares, spec, recipe, 0, torch.device("cpu"))
+        sampler = Sampler(*squares, 2, 1.0, 0, 16)
+        update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), recipe, sampler, Workers(1))
+        readings.append(update(Moment(0), torch.zeros(3))[0])
+    for name in ("loss_d", "loss_g"):
+        assert readings[0][name].abs() > 1e-4
+        torch.testing.assert_close(readings[1][name], readings[0][name] / 2)
 
 
 def test_images_get_a_gradient_through_the_features_alone(squares: Data) -> None:

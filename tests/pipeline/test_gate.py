@@ -48,6 +48,7 @@ def test_a_good_card_passes() -> None:
     (changed(diversity_per_class={}), ["diversity", "could not be measured"]),
     (changed(matched={"fd": 4.5}), ["fd_domain", "4.5", "max_fd_ratio 4"]),
     (changed(matched={}), ["fd_domain", "could not be measured"]),
+    (changed(matched={"fd": math.nan}), ["fd_domain", "could not be measured"]),
     (changed(fd_floor=0.0), ["fd_domain", "could not be measured"]),
 ])
 def test_each_figure_can_fail_and_says_what_and_why(card: Scorecard, words: list[str]) -> None:
