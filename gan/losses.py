@@ -5,7 +5,7 @@ minimised. `real` is D(x), `fake` is D(G(z)) and
 σ is the logistic function, so that log σ(a) = -softplus(-a). Row i of `real` and row i of `fake` carry the same label.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -62,8 +62,15 @@ class Loss:
     generator: Callable[..., Tensor]
     paired: bool = False
 
-    def for_generator(self, real: Tensor | None, fake: Tensor) -> Tensor:
-        """The generator's loss; `real` is read only where the loss is paired."""
+    def for_generator(self, real: Tensor | None, fake: Tensor, weights: Sequence[float] = ()) -> Tensor:
+        """The generator's loss; `real` is read only where the loss is paired.
+
+        Args:
+            weights: of the k discriminators whose logits (n, k) are given, none of them given: each counts as much.
+        """
+        if weights:
+            parts = [self.for_generator(None if real is None else real[:, i], fake[:, i]) for i in range(len(weights))]
+            return sum((w * part for w, part in zip(weights, parts)), start=fake.new_zeros(())) / sum(weights)
         return self.generator(real, fake) if self.paired else self.generator(fake)
 
 

@@ -123,12 +123,13 @@ class Update:
             with self._cast():
                 fake = self._fake(y)
         drawn = self.sampler.augmentation(recipe.augment, now.augment_p, 2 if self.loss.paired else 1)
+        weights = d.weights if isinstance(d, Projected) else ()
         with frozen(d), self._cast():
             if self.loss.paired:
                 real_logits, fake_logits = self._logits(x, fake.float(), y, drawn)
-                loss = self.loss.for_generator(real_logits, fake_logits)
+                loss = self.loss.for_generator(real_logits, fake_logits, weights)
             else:
-                loss = self.loss.for_generator(None, judged(d, apply(fake.float(), drawn), y))
+                loss = self.loss.for_generator(None, judged(d, apply(fake.float(), drawn), y), weights)
             _zero(self.players.opt_g)
             loss.backward()
         readings = {"loss_g": self.workers.average_(g, loss.detach().view(1))[0]}
@@ -253,7 +254,7 @@ def judged(d: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     Penalties, like scores, are of the discriminator as a whole: of its parts' sum.
     """
-    logits: Tensor = d(x, y, each=True) if isinstance(d, Projected) and d.apart else d(x, y)
+    logits: Tensor = d(x, y, each=True) if isinstance(d, Projected) and d.weights else d(x, y)
     return logits.float()
 
 

@@ -7,7 +7,8 @@ After Projected GAN (Sauer 2021: discriminate in a frozen network's features) an
 knows the classes); unlike the former, φ has seen nothing but this very training split.
 
 Two that share a loss share its signal too: where the head alone tells real from generated beyond the hinge, the critic
-learns nothing more. Apart, as in Projected GAN, each has a loss of its own, and G has to please both.
+learns nothing more. With `features_weight` w each has a loss of its own, as in Projected GAN, and G minimises
+(L(critic) + w·L(head)) / (1 + w).
 """
 
 import copy
@@ -36,12 +37,13 @@ class Projected(nn.Module):
     Args:
         critic: a discriminator of the same call.
         width: of the classifier, see `gan.classifier.ClassifierSpec`.
-        apart: losses are taken of critic and head, each for itself.
+        weight: losses are taken of critic and head, each for itself, and for G the head's counts so many times the critic's; 0: the two
+            share one.
     """
 
-    def __init__(self, critic: nn.Module, spec: NetSpec, width: int, apart: bool = False) -> None:
+    def __init__(self, critic: nn.Module, spec: NetSpec, width: int, weight: int = 0) -> None:
         super().__init__()
-        self.critic, self.apart = critic, apart
+        self.critic, self.weights = critic, (1.0, float(weight)) if weight else ()
         self.plan = ClassifierSpec("conv", spec.resolution, spec.channels, spec.classes, width)
         blank = build_classifier(self.plan, seed=0).eval()
         self.body, self.neck = _folded(blank.body), _folded(blank.neck)

@@ -37,7 +37,8 @@ class Form:
         minibatch_std: rows in a group whose spread D sees as one more feature map (Karras 2018); 0: none.
         hidden: units of a hidden linear layer before D's output; 0: none.
         features: width of a frozen classifier whose features D sees too (`gan.networks.projected`); 0: none.
-        features_apart: what sees these features has a loss of its own; else its logit is added to the critic's.
+        features_weight: what sees these features has a loss of its own, which counts so many times the critic's for G; 0: it shares the
+            critic's loss.
     """
 
     conditioning: str = "concat"
@@ -51,7 +52,7 @@ class Form:
     minibatch_std: int = 0
     hidden: int = 0
     features: int = 0
-    features_apart: bool = False
+    features_weight: int = 0
 
     def for_spec(self, spec: NetSpec) -> "Form":
         """This form with the spec's options and width.
@@ -210,4 +211,4 @@ def build_stack(spec: NetSpec, form: Form) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator of that form, with the spec's options applied."""
     form = form.for_spec(spec)
     g, d = Generator(spec, form), Discriminator(spec, form)
-    return g, Projected(d, spec, form.features, apart=form.features_apart) if form.features and spec.classes > 1 else d
+    return g, Projected(d, spec, form.features, form.features_weight) if form.features and spec.classes > 1 else d

@@ -105,3 +105,4 @@ def test_budget_is_one_of_two() -> None:
 def test_features_only_where_a_classifier_can_learn_them(images: int, features: int) -> None:
     spec, _, _ = choose("auto", 28, 1, [images] * 10, Budget(kimg=100))
     assert spec.option("features", 0) == features
+    assert spec.option("features_weight", 0) == (4 if features else 0)

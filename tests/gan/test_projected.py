@@ -7,7 +7,7 @@ from torch import Tensor
 from gan.classical import ClassicalAugment
 from gan.classifier import train_classifier
 from gan.loop import new_state, train
-from gan.losses import hinge_d
+from gan.losses import hinge_d, loss_by_name
 from gan.networks import NetSpec, build
 from gan.networks.projected import Projected
 from gan.recipe import Recipe
@@ -56,9 +56,13 @@ def test_logits_are_the_critics_plus_those_of_the_features(squares: Data) -> Non
     assert torch.equal(moved, y == 1)
 
 
+def _apart(weight: int) -> NetSpec:
+    return NetSpec.from_dict(SPEC.to_dict() | {"options": (*SPEC.options, ("features_weight", weight))})
+
+
 def test_parts_that_are_apart_have_a_loss_each_and_one_score(squares: Data) -> None:
     images, labels = squares
-    apart = NetSpec.from_dict(SPEC.to_dict() | {"options": (*SPEC.options, ("features_apart", True))})
+    apart = _apart(1)
     x, y = images[:6].float() / 127.5 - 1, labels[:6]
     for spec, shape in ((SPEC, (6,)), (apart, (6, 2))):
         d = discriminator(spec).eval()
@@ -74,7 +78,7 @@ def test_parts_that_are_apart_have_a_loss_each_and_one_score(squares: Data) -> N
 
 def test_a_head_that_is_sure_leaves_a_critic_apart_something_to_learn(squares: Data) -> None:
     images, labels = squares
-    spec = NetSpec.from_dict(SPEC.to_dict() | {"options": (*SPEC.options, ("features_apart", True))})
+    spec = _apart(1)
     x, y = images[:8].float() / 127.5 - 1, labels[:8]
     for options, learns in ((SPEC, False), (spec, True)):
         d = discriminator(options).eval()
@@ -86,7 +90,7 @@ def test_a_head_that_is_sure_leaves_a_critic_apart_something_to_learn(squares: D
 
 
 def test_both_turns_take_the_mean_of_the_parts_losses(squares: Data) -> None:
-    apart = NetSpec.from_dict(SPEC.to_dict() | {"options": (*SPEC.options, ("features_apart", True))})
+    apart = _apart(1)
     readings = []
     for spec in (SPEC, apart):
         recipe = Recipe(total_kimg=1.0, batch_size=16, loss="wasserstein", lr_d=1e-12)     # linear, and D stays as it is
@@ -97,6 +101,32 @@ def test_both_turns_take_the_mean_of_the_parts_losses(squares: Data) -> None:
     for name in ("loss_d", "loss_g"):
         assert readings[0][name].abs() > 1e-4
         torch.testing.assert_close(readings[1][name], readings[0][name] / 2)
+
+
+def test_the_features_loss_counts_by_its_weight_for_the_generator_alone(squares: Data) -> None:
+    found = {}
+    for weight in (1, 3):
+        recipe = Recipe(total_kimg=1.0, batch_size=16, loss="wasserstein", lr_d=1e-12)
+        state = new_state(*squares, _apart(weight), recipe, 0, torch.device("cpu"))
+        sampler = Sampler(*squares, 2, 1.0, 0, 16)
+        with torch.no_grad():
+            state.d.head = torch.nn.Linear(state.d.label.embedding_dim, 1)
+            for tensor in (state.d.head.weight, state.d.label.weight):
+                tensor.zero_()
+            state.d.head.bias.fill_(8.0)             # the head says 8 of any image
+        update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), recipe, sampler, Workers(1))
+        found[weight] = update(Moment(0), torch.zeros(3))[0]
+    critic = -2 * found[1]["loss_g"] - 8.0           # the loss is -(critic + 8) / 2
+    torch.testing.assert_close(found[3]["loss_g"], -(critic + 3 * 8.0) / 4)
+    torch.testing.assert_close(found[3]["loss_d"], found[1]["loss_d"])
+
+
+def test_a_paired_loss_is_weighted_part_by_part() -> None:
+    real, fake = torch.randn(5, 2, generator=torch.Generator().manual_seed(1)), torch.zeros(5, 2)
+    loss = loss_by_name("relativistic")
+    each = [loss.for_generator(real[:, i], fake[:, i]) for i in range(2)]
+    torch.testing.assert_close(loss.for_generator(real, fake, (1.0, 4.0)), (each[0] + 4 * each[1]) / 5)
+    torch.testing.assert_close(loss.for_generator(real, fake, (1.0, 1.0)), loss.for_generator(real, fake))
 
 
 def test_images_get_a_gradient_through_the_features_alone(squares: Data) -> None:
