@@ -101,8 +101,9 @@ def test_budget_is_one_of_two() -> None:
             Budget(**wrong)
 
 
-@pytest.mark.parametrize(("images", "features"), [(50, 0), (299, 0), (300, 16), (6000, 16)])
-def test_features_only_where_a_classifier_can_learn_them(images: int, features: int) -> None:
-    spec, _, _ = choose("auto", 28, 1, [images] * 10, Budget(kimg=100))
+@pytest.mark.parametrize(("channels", "images", "features"), [
+    (1, 50, 0), (1, 99, 0), (1, 100, 16), (1, 6000, 16), (3, 100, 0), (3, 299, 0), (3, 300, 16), (3, 6000, 16)])
+def test_features_only_where_a_classifier_can_learn_them(channels: int, images: int, features: int) -> None:
+    spec, _, _ = choose("auto", 28, channels, [images] * 10, Budget(kimg=100))
     assert spec.option("features", 0) == features
     assert spec.option("features_weight", 0) == (4 if features else 0)
