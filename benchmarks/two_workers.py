@@ -80,3 +80,6 @@ def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, se
     except TrainingDiverged as e:
         if rank == 0:
             (folder / "reason").write_text(json.dumps([e.reason, e.kimg]))
+    finally:
+        if world > 1:
+            dist.destroy_process_group()             # its threads, at the interpreter's end, would now and then abort the process
