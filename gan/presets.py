@@ -115,12 +115,13 @@ def _dcgan(case: Case) -> Preset:
     # 0.951, 0.973, 0.970, agreement 0.995, 0.994, 0.995 (twice is as good as four times; half as much covers 0.839 on two seeds, ten
     # times 0.848 on one; wider features, 24, cover 0.842 there, being slower). Without and with four times, two seeds each: CIFAR-10, 120
     # kimg, agreement 0.615 and 0.633, coverage 0.699 and 0.718, distance 5.2 and 4.2; 500 a class of it, 80 kimg, 0.582 and 0.619, 0.641
-    # and 0.661, 7.6 and 6.9; MNIST, 500 a class, 80 kimg, coverage 0.742 and 0.742, distance 0.83 and 0.72, agreement 0.993 and 0.992.
+    # and 0.661, 7.6 and 6.9; MNIST, 500 a class, 80 kimg, coverage 0.742 and 0.742, distance 0.83 and 0.72, agreement 0.993 and 0.992;
+    # 4,000 … 40 of it, 160 kimg, nothing either way: 0.755 and 0.754, 0.89 and 0.84, 0.992 and 0.991.
     # Fewer grey images, 80 kimg, without features and with them, two seeds each: 200 a class, agreement 0.983 and 0.992, coverage 0.639
     # and 0.714, distance 1.16 and 0.82; 100 a class, 0.978 and 0.995, 0.635 and 0.691, 1.28 and 1.11, diversity ratio 0.948 and 0.917, 0.4
-    # % near copies both; 50 a class, one seed, 0.980 and 0.995, 0.617 and 0.653, but distance 1.34 and 1.63, diversity ratio 0.942 and
-    # 0.886 (and no more in four lift trials with 150 kimg). CIFAR-10, 100 a class, one seed: agreement 0.523 and 0.618, coverage 0.566 and
-    # 0.559, distance 8.9 and 11.5.
+    # % near copies both (one seed); 50 a class, one seed, 0.980 and 0.995, 0.617 and 0.653, but distance 1.34 and 1.63, diversity ratio
+    # 0.942 and 0.886 (and no more in four lift trials with 150 kimg). CIFAR-10, 100 a class, one seed: agreement 0.523 and 0.618, coverage
+    # 0.566 and 0.559, distance 8.9 and 11.5.
     many = case.typical_class >= FEW
     known = case.typical_class >= (LEARNABLE if case.channels == 1 else LEARNABLE_COLOUR)
     seen = (("d_blocks", 0), ("features", 16), ("features_weight", 4)) if known else (("d_blocks", 1), ("features", 0))
