@@ -368,10 +368,12 @@ class _Run:
         if self.watch is None:
             return
         ratios = self.watch.measure(self.state.ema)
+        # A long average still varies when the generator behind it has collapsed, and a checkpoint holds both.
+        duller = ratios if self.average is None else min(ratios, self.watch.measure(self.state.g), key=lambda r: sum(r.values()))
         self.looked = self._clock()
         self.look_cost_s = self.looked - began
-        self.trouble = self.trouble or self.alarm.hear_diversity(ratios, t, self.state.kimg)
-        if self.trouble is None and self.alarm.is_varied(ratios):
+        self.trouble = self.trouble or self.alarm.hear_diversity(duller, t, self.state.kimg)
+        if self.trouble is None and self.alarm.is_varied(duller):
             self.keeper.healthy()
         if ratios and self.hooks.on_metrics is not None:
             self.hooks.on_metrics({

@@ -104,6 +104,8 @@ def test_budget_is_one_of_two() -> None:
 @pytest.mark.parametrize(("channels", "images", "features"), [
     (1, 50, 0), (1, 99, 0), (1, 100, 16), (1, 6000, 16), (3, 100, 0), (3, 299, 0), (3, 300, 16), (3, 6000, 16)])
 def test_features_only_where_a_classifier_can_learn_them(channels: int, images: int, features: int) -> None:
-    spec, _, _ = choose("auto", 28, channels, [images] * 10, Budget(kimg=100))
+    spec, recipe, _ = choose("auto", 28, channels, [images] * 10, Budget(kimg=100))
     assert spec.option("features", 0) == features
     assert spec.option("features_weight", 0) == (4 if features else 0)
+    assert recipe.ema_ramp == (0.1 if features else 0.05)            # of 100 kimg: the longer average where features are
+    assert min(recipe.ema_half_life_kimg, 100 * recipe.ema_ramp) == (10 if features else 5)

@@ -35,7 +35,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Tra
     states: list[TrainState] = []
     original, advance = loop.new_state, loop._Run._advance
 
-    def plant(when: Callable[[TrainState], bool]) -> list[TrainState]:
+    def plant(when: Callable[[TrainState], bool], average_too: bool = True) -> list[TrainState]:
         def remember(*args: object) -> TrainState:
             states.append(original(*args))           # type: ignore[arg-type]
             return states[-1]
@@ -44,7 +44,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Tra
             advance(self)                            # type: ignore[arg-type]
             if when(states[-1]):
                 with torch.no_grad():
-                    for g in (states[-1].g, states[-1].ema):
+                    for g in (states[-1].g, states[-1].ema)[: 1 + average_too]:
                         g.first.weight.zero_()       # type: ignore[union-attr, operator]
 
         monkeypatch.setattr(loop, "new_state", remember)
@@ -86,6 +86,18 @@ def test_two_workers_go_back_together(squares: Data, tmp_path: Path) -> None:
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name]), name
     assert float(first["weights"]["first.weight"].abs().max()) > 0               # held at 0 before
+
+
+def test_a_collapse_is_noticed_before_a_long_average_shows_it(planted: Callable, squares: Data) -> None:
+    planted(lambda state: state.kimg > 5.5 and not state.restarts, average_too=False)
+    looks: list[float] = []
+    told: list[tuple[str, float]] = []
+    train(*squares, SPEC, RECIPE.replace({"ema_half_life_kimg": 100.0, "ema_ramp": 1.0}), seed=0, hooks=Hooks(
+        on_restart=lambda reason, kimg: told.append((reason, kimg)),
+        on_metrics=lambda m: looks.append(m["diversity"]) if "diversity" in m and not told else None))
+    assert min(looks[-3:]) > 0.1                     # the average's, which was reported
+    [(reason, back)] = told
+    assert reason.startswith("collapsed generator") and back == pytest.approx(4.8)
 
 
 def test_a_collapse_that_comes_again_stops_the_run_with_the_reason(planted: Callable, squares: Data) -> None:
