@@ -155,7 +155,8 @@ def _average(known: bool) -> dict[str, Any]:
     4,000 … 40 of it, 120 kimg    0.739 / 0.991 / 0.52 / 0.960  0.743 / 0.993 / 0.52 / 0.953  0.755 / 0.993 / 0.57 / 0.938
     ============================  ============================  ============================  ============================
 
-    A tenth gives the most for next to no variety. Few images, without features: not looked at.
+    A tenth gives the most for next to no variety. Few images, without features, one seed, 10,000 images and a tenth: MNIST, 50 a class, 100
+    kimg, coverage 0.638 and 0.648, distance 0.95 and 0.93; CIFAR-10, 150 kimg, 0.743 and 0.748, 4.54 and 4.62. Left as lifts were judged.
     """
     return {"ema_half_life_kimg": 500.0, "ema_ramp": 0.1} if known else {"ema_half_life_kimg": 10.0, "ema_ramp": 0.05}
 
