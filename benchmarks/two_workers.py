@@ -82,4 +82,4 @@ def _work(rank: int, world: int, folder: Path, spec: NetSpec, recipe: Recipe, se
             (folder / "reason").write_text(json.dumps([e.reason, e.kimg]))
     finally:
         if world > 1:
-            dist.destroy_process_group()             # its threads, at the interpreter's end, would now and then abort the process
+            dist.destroy_process_group()             # as torch asks: its threads may abort a process that ends with them
