@@ -39,6 +39,7 @@ class Sampler:
         rows = torch.arange(rank * share, (rank + 1) * share, device=device)
         self._stacked = None if world == 1 else torch.stack([rows + i * batch_size for i in range(2)])
         self.generator, self.step = torch.Generator(device), 0
+        self.rows = torch.empty(0, dtype=torch.long, device=device)      # which images `real` gave last
         counts = torch.bincount(labels, minlength=classes)
         self._order = torch.argsort(labels, stable=True)
         self._first = torch.cumsum(counts, 0) - counts
@@ -62,8 +63,8 @@ class Sampler:
         """This worker's rows of the next batch: uint8 images and labels (n,)."""
         u = torch.rand(2, self.batch_size, dtype=torch.float64, generator=self.generator, device=self.images.device)
         y = torch.searchsorted(self._upper, u[0], right=True)
-        index = self._order[self._first[y] + (u[1] * self._counts[y]).long()][self.mine]
-        return self.images[index], y[self.mine]
+        self.rows = self._order[self._first[y] + (u[1] * self._counts[y]).long()][self.mine]
+        return self.images[self.rows], y[self.mine]
 
     def normal(self, *shape: int) -> Tensor:
         """This worker's rows of the next N(0, 1) numbers, (n, *shape)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gan import penalties
 from gan.augment import Draw, apply
 from gan.errors import BadRecipe
+from gan.frozen import FrozenFeatures, can_be_shared
 from gan.losses import loss_by_name
 from gan.networks.norm import Embedding, label_tables, pool_, set_label_strength
 from gan.networks.projected import Projected
@@ -22,6 +23,7 @@ from gan.workers import Workers
 
 READINGS = ("loss_d", "loss_g", "real_logit", "fake_logit")
 GRADIENTS = ("gradient_real", "gradient_fake")       # E‖∇ₓD‖², where a penalty computes it
+Seen = tuple[Tensor, Tensor] | None                  # φ of real and generated images, where both turns share them
 
 
 @dataclass
@@ -53,6 +55,9 @@ class Update:
         self.loss = loss_by_name(recipe.loss)
         self.device = sampler.images.device
         self.z_dim = int(players.g.z_dim)            # type: ignore[arg-type]
+        self.frozen: FrozenFeatures | None = None
+        if isinstance(players.d, Projected) and can_be_shared(recipe):
+            self.frozen = FrozenFeatures(players.d, sampler.images, recipe)
         self.class_noise = torch.tensor([recipe.class_noise_of(int(n)) for n in sampler.counts], device=self.device)
         tables = [m for m in players.g.modules() if isinstance(m, Embedding)]
         self.noisy = tables if recipe.class_noise > 0 else []
@@ -88,19 +93,20 @@ class Update:
         turn_of_g = (now.index + 1) % self.recipe.d_steps == 0
         with torch.set_grad_enabled(turn_of_g and not self.recipe.fresh_g_batch), self._cast():
             fake = self._fake(y)
-        readings, control = self._discriminate(x, fake.detach(), y, now, control)
+            seen = None if self.frozen is None else self.frozen(x, self.sampler.rows, fake.float())
+        readings, control = self._discriminate(x, fake.detach(), y, now, control, seen)
         if turn_of_g:
-            readings |= self._generate(x, fake, y, now)
+            readings |= self._generate(x, fake, y, now, seen)
         return readings, control
 
     def _discriminate(
-        self, x: Tensor, fake: Tensor, y: Tensor, now: Moment, control: Tensor
+        self, x: Tensor, fake: Tensor, y: Tensor, now: Moment, control: Tensor, seen: Seen
     ) -> tuple[dict[str, Tensor], Tensor]:
         d, recipe = self.players.d, self.recipe
         drawn = self.sampler.augmentation(recipe.augment, now.augment_p, 2)
         # D(T(x)), D(T(G(z)))
         with self._cast():
-            real_logits, fake_logits = self._logits(x, fake.float(), y, drawn)
+            real_logits, fake_logits = self._logits(x, fake.float(), y, drawn, None if seen is None else (seen[0], seen[1].detach()))
         loss = self.loss.discriminator(real_logits, fake_logits)
         _zero(self.players.opt_d)
         loss.backward()
@@ -116,7 +122,7 @@ class Update:
             penalties.clip_weights_(d, recipe.clip)
         return readings, shared[len(figures):]
 
-    def _generate(self, x: Tensor, fake: Tensor, y: Tensor, now: Moment) -> dict[str, Tensor]:
+    def _generate(self, x: Tensor, fake: Tensor, y: Tensor, now: Moment, seen: Seen) -> dict[str, Tensor]:
         g, d, recipe = self.players.g, self.players.d, self.recipe
         if recipe.fresh_g_batch:
             x, y = self._real()
@@ -126,10 +132,11 @@ class Update:
         weights = d.weights if isinstance(d, Projected) else ()
         with frozen(d), self._cast():
             if self.loss.paired:
-                real_logits, fake_logits = self._logits(x, fake.float(), y, drawn)
+                real_logits, fake_logits = self._logits(x, fake.float(), y, drawn, seen)
                 loss = self.loss.for_generator(real_logits, fake_logits, weights)
             else:
-                loss = self.loss.for_generator(None, judged(d, apply(fake.float(), drawn), y), weights)
+                logits = judged(d, apply(fake.float(), drawn), y, None if seen is None else seen[1])
+                loss = self.loss.for_generator(None, logits, weights)
             _zero(self.players.opt_g)
             loss.backward()
         readings = {"loss_g": self.workers.average_(g, loss.detach().view(1))[0]}
@@ -156,15 +163,16 @@ class Update:
             for table in self.noisy:
                 table.noise = None
 
-    def _logits(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None) -> tuple[Tensor, Tensor]:
+    def _logits(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None, seen: Seen) -> tuple[Tensor, Tensor]:
         """D(T(x)) and D(T(G(z))), (n,) or (n, k) each in float32, as one batch or as two."""
         d = self.players.d
         both = apply(torch.cat([x, fake]), drawn)
         if self.recipe.joint_pass:
-            real_logits, fake_logits = judged(d, both, torch.cat([y, y])).chunk(2)
+            real_logits, fake_logits = judged(d, both, torch.cat([y, y]), None if seen is None else torch.cat(seen)).chunk(2)
             return real_logits, fake_logits
+        of_real, of_fake = (None, None) if seen is None else seen
         real, generated = both.chunk(2)
-        return judged(d, real, y), judged(d, generated, y)
+        return judged(d, real, y, of_real), judged(d, generated, y, of_fake)
 
     def _penalise(self, x: Tensor, fake: Tensor, y: Tensor, drawn: Draw | None, now: Moment) -> dict[str, Tensor]:
         """Adds the gradient of γ₁/2·E‖∇D(x)‖² + γ₂/2·E‖∇D(G(z))‖² or of WGAN-GP's penalty to that of D's weights.
@@ -249,12 +257,12 @@ class Update:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def judged(d: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def judged(d: nn.Module, x: Tensor, y: Tensor, features: Tensor | None = None) -> Tensor:
     """Logits that a loss is taken of, float32: (n,), or (n, 2) of a discriminator of two parts with a loss each.
 
     Penalties, like scores, are of the discriminator as a whole: of its parts' sum.
     """
-    logits: Tensor = d(x, y, each=True) if isinstance(d, Projected) and d.weights else d(x, y)
+    logits: Tensor = d(x, y, each=bool(d.weights), features=features) if isinstance(d, Projected) else d(x, y)
     return logits.float()
 
 

@@ -68,12 +68,12 @@ class Projected(nn.Module):
         late = self.body[1:](conv2d(x, first.weight, first.bias, first.stride, first.padding)).flatten(1)
         return torch.cat([late, self.neck(late)], 1).float()
 
-    def forward(self, x: Tensor, y: Tensor, each: bool = False) -> Tensor:
-        """The sum, (n,), or `each`: the critic's logits and the head's, (n, 2)."""
-        h = (self.features(x) - self.mean) / self.deviation
+    def forward(self, x: Tensor, y: Tensor, each: bool = False, features: Tensor | None = None) -> Tensor:
+        """The sum, (n,), or `each`: the critic's logits and the head's, (n, 2). `features`: φ(x), where it is known already."""
+        h = ((self.features(x) if features is None else features) - self.mean) / self.deviation
         for layer in self.hidden:
-            h = F.leaky_relu(layer(h), 0.2)
-        seen = self.head(h).squeeze(1).float() + (h.float() * self.label(y)).sum(1)
+            h = F.leaky_relu_(layer(h), 0.2)
+        seen = self.head(h).squeeze(1).float() + self.label.products(h, y)
         critic: Tensor = self.critic(x, y)
         return torch.stack([critic.float(), seen], 1) if each else critic + seen
 

@@ -121,9 +121,9 @@ class Generator(nn.Module):
         h = self.norms[0](h, y)
         for block in self.blocks:
             h = block(h, y)
-        h = F.relu(h)
+        h = F.relu_(h)
         for up, norm in zip(self.ups, self.norms[1:]):
-            h = F.relu(norm(up(h), y))
+            h = F.relu_(norm(up(h), y))
         return torch.tanh(self.ladder.crop(self.last(h), self.resolution))
 
 
@@ -157,17 +157,17 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         h = self.first(self.ladder.pad(x))
         if self.label is not None:
-            h = h + self.label(y).to(h.dtype)[:, :, None, None]
-        h = F.leaky_relu(h, 0.2)
+            h = h.add_(self.label(y).to(h.dtype)[:, :, None, None])
+        h = F.leaky_relu_(h, 0.2)
         for down, norm in zip(self.downs, self.norms):
-            h = F.leaky_relu(norm(down(h)), 0.2)
+            h = F.leaky_relu_(norm(down(h)), 0.2)
         if self.minibatch_std:
             h = torch.cat([h, group_spread(h, self.minibatch_std)], 1)
         flat = h.permute(0, 2, 3, 1).flatten(1)
         if self.hidden is not None:
-            flat = F.leaky_relu(self.hidden(flat), 0.2)
+            flat = F.leaky_relu_(self.hidden(flat), 0.2)
         logits = self.head(flat).squeeze(1).float()
-        return logits if self.projection is None else logits + (flat.float() * self.projection(y)).sum(1)
+        return logits if self.projection is None else logits + self.projection.products(flat, y)
 
 
 def _norm(kind: str, channels: int) -> nn.Module:

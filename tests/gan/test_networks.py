@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gan.errors import GanError, UnknownFamily, UnsupportedSpec
 from gan.networks import FAMILIES, Ladder, NetSpec, build, check
-from gan.networks.norm import BatchNorm, Spectral
+from gan.networks.norm import BatchNorm, Embedding, Spectral
 from gan.networks.vae import kl_to_standard_normal
 
 SIZES = [(8, 1, 1), (12, 3, 2), (20, 1, 3), (28, 1, 10), (32, 3, 10), (36, 1, 1000), (64, 3, 4)]
@@ -185,6 +185,36 @@ def test_spectral_weight_has_singular_value_one_and_gradients_know_it() -> None:
         (gradient,) = torch.autograd.grad((spectral.normalised() * direction).sum(), spectral.layer.weight)
         assert abs((gradient * flat).sum().item()) < 1e-4 * gradient.norm().item() * flat.norm().item()
         assert gradient.norm() > 0 and sigma > 0
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 4, 3), nn.Linear(5, 3)])
+def test_spectral_gradient_is_that_of_the_formula(layer: nn.Conv2d | nn.Linear) -> None:
+    spectral = Spectral(layer).eval().double()
+    flat = layer.weight.detach().flatten(1)
+    v = nn.functional.normalize(flat.t() @ spectral.u, dim=0)
+    u = nn.functional.normalize(flat @ v, dim=0)
+    expected = layer.weight.detach().clone().requires_grad_()
+    by_hand = expected / (u @ (expected.flatten(1) @ v))
+    torch.testing.assert_close(spectral.normalised(), by_hand)
+    direction = torch.randn_like(by_hand)
+    (wanted,) = torch.autograd.grad((by_hand * direction).sum(), expected)
+    (found,) = torch.autograd.grad((spectral.normalised() * direction).sum(), layer.weight)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_products_of_all_labels_at_once_are_those_looked_up(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Embedding(4, 6, 1.0)
+    table.strength = strength
+    h, y, weights = torch.randn(9, 6, requires_grad=True), torch.arange(9) % 4, torch.randn(9)
+    found = []
+    for few in (256, 3):
+        monkeypatch.setattr("gan.networks.norm.FEW_CLASSES", few)
+        products = table.products(h, y)
+        found.append((products, *torch.autograd.grad((products * weights).sum(), (h, table.weight))))
+    torch.testing.assert_close(found[0][0], (h * table(y)).sum(1), atol=1e-5, rtol=1e-5)
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_kl_and_elbo_are_kingmas() -> None:
