@@ -17,7 +17,7 @@ AT_ONCE = 512
 
 
 class FrozenFeatures:
-    """φ of a batch's real and generated images, float32 (n, k) each.
+    """Standardised φ of a batch's real and generated images, (n, k) each, as the recipe's precision has it.
 
     Of the real ones it is looked up where that pays: each will be shown twice or more, and all fit in `LARGEST_BYTES`.
 
@@ -32,7 +32,7 @@ class FrozenFeatures:
         size = len(images) * len(d.mean) * self.dtype.itemsize
         if size <= LARGEST_BYTES and 2 * len(images) <= _shown(recipe):
             with torch.no_grad(), torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                self.known = torch.cat([d.features(as_float(part)).to(self.dtype) for part in images.split(AT_ONCE)])
+                self.known = torch.cat([d.standardised(as_float(part)).to(self.dtype) for part in images.split(AT_ONCE)])
 
     def __call__(self, x: Tensor, rows: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Of real images (n, C, H, W) in [-1, 1], which are these rows of all (n,), without gradient, and of generated ones.
@@ -40,10 +40,11 @@ class FrozenFeatures:
         Call it in the recipe's precision.
         """
         if self.known is not None:
-            return self.known[rows].float(), self.d.features(fake)
-        with torch.no_grad():
-            real = self.d.features(x)
-        return real, self.d.features(fake)
+            real = self.known[rows]
+        else:
+            with torch.no_grad():
+                real = self.d.standardised(x).to(self.dtype)
+        return real, self.d.standardised(fake).to(self.dtype)
 
 
 def can_be_shared(recipe: Recipe) -> bool:

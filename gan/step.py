@@ -93,7 +93,7 @@ class Update:
         turn_of_g = (now.index + 1) % self.recipe.d_steps == 0
         with torch.set_grad_enabled(turn_of_g and not self.recipe.fresh_g_batch), self._cast():
             fake = self._fake(y)
-            seen = None if self.frozen is None else self.frozen(x, self.sampler.rows, fake.float())
+            seen = None if self.frozen is None else self.frozen(x, self.sampler.rows, fake)
         readings, control = self._discriminate(x, fake.detach(), y, now, control, seen)
         if turn_of_g:
             readings |= self._generate(x, fake, y, now, seen)
@@ -106,11 +106,11 @@ class Update:
         drawn = self.sampler.augmentation(recipe.augment, now.augment_p, 2)
         # D(T(x)), D(T(G(z)))
         with self._cast():
-            real_logits, fake_logits = self._logits(x, fake.float(), y, drawn, None if seen is None else (seen[0], seen[1].detach()))
+            real_logits, fake_logits = self._logits(x, fake, y, drawn, None if seen is None else (seen[0], seen[1].detach()))
         loss = self.loss.discriminator(real_logits, fake_logits)
         _zero(self.players.opt_d)
         loss.backward()
-        gradients = self._penalise(x, fake.float(), y, drawn, now)
+        gradients = self._penalise(x, fake, y, drawn, now)
         logits = (real_logits.detach().mean(), fake_logits.detach().mean())
         figures = torch.stack([loss.detach(), *logits, *gradients.values()])
         shared = self.workers.average_(d, torch.cat([figures, control]))
@@ -132,10 +132,10 @@ class Update:
         weights = d.weights if isinstance(d, Projected) else ()
         with frozen(d), self._cast():
             if self.loss.paired:
-                real_logits, fake_logits = self._logits(x, fake.float(), y, drawn, seen)
+                real_logits, fake_logits = self._logits(x, fake, y, drawn, seen)
                 loss = self.loss.for_generator(real_logits, fake_logits, weights)
             else:
-                logits = judged(d, apply(fake.float(), drawn), y, None if seen is None else seen[1])
+                logits = judged(d, apply(fake, drawn), y, None if seen is None else seen[1])
                 loss = self.loss.for_generator(None, logits, weights)
             _zero(self.players.opt_g)
             loss.backward()
@@ -152,13 +152,13 @@ class Update:
             pool_(self.of_labels[network], self.pooling * (optimizer.param_groups[0]["lr"] / highest))
 
     def _fake(self, y: Tensor) -> Tensor:
-        """G(z, y), z ~ N(0, I), y's embedding blurred for rare classes."""
+        """G(z, y), z ~ N(0, I), y's embedding blurred for rare classes; float32."""
         z = self.sampler.normal(self.z_dim)
         for table in self.noisy:
             table.noise = self.sampler.normal(table.embedding_dim) * self.class_noise[y][:, None]
         try:
             made: Tensor = self.players.g(z, y)
-            return made
+            return made.float()
         finally:
             for table in self.noisy:
                 table.noise = None

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gan.networks.image_side import conv2d
 from gan.workers import Workers
 
-FEW_CLASSES = 256            # products with so many vectors at once cost less than looking one up for each row
+FEW_CLASSES = 256            # the logits of so many labels cost less than a lookup of one label's vector for each row
 
 
 class _SumOverWorkers(torch.autograd.Function):
@@ -165,15 +165,9 @@ class Embedding(nn.Embedding):
             out = out + self.noise * self.weight.detach().square().mean().sqrt()
         return out
 
-    def products(self, h: Tensor, y: Tensor) -> Tensor:
-        """⟨h, e(y)⟩ of rows h (n, dim) and their labels (n,), float32 (n,): the projection of Miyato & Koyama 2018.
-
-        Of a few classes one product of matrices gives those with every label's vector, and touches h once instead of six times.
-        """
-        if self.num_embeddings > FEW_CLASSES or self.noise is not None:
-            return (h.float() * self(y)).sum(1)
-        every = F.linear(h, _blended(self.weight, self.weight, self.strength))
-        return every.gather(1, y[:, None]).squeeze(1).float()
+    def every(self) -> Tensor:
+        """All labels' vectors, (classes, dim), without noise."""
+        return _blended(self.weight, self.weight, self.strength)
 
 
 def set_label_strength(network: nn.Module, strength: float) -> None:
@@ -202,23 +196,23 @@ def pool_(tables: Sequence[Tensor], shares: Tensor) -> None:
 
 
 class _Divided(torch.autograd.Function):
-    """W / σ with σ = uᵀWv: weight (out, …), u (out,), v (in,), σ.
+    """W / σ with σ = uᵀWv: weight (out, …), u (out,), v (in,), σ, as `dtype`.
 
     Its derivative (G - ⟨G, W/σ⟩·uvᵀ) / σ (Miyato 2018, equation 12) in three passes over the weight, where autograd takes nine.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-        out = weight / sigma
-        ctx.save_for_backward(out, u, v, sigma)
-        return out
+    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(weight, u, v, sigma)
+        return (weight / sigma).to(dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        out, u, v, sigma = ctx.saved_tensors
-        along = (gradient * out).sum()
-        return (gradient - (torch.outer(u * along, v)).view_as(gradient)).div_(sigma), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        weight, u, v, sigma = ctx.saved_tensors
+        out = gradient.to(weight.dtype).flatten(1) / sigma
+        along = torch.dot(out.flatten(), weight.flatten()) / sigma
+        return out.addr_(u * -along, v).view_as(gradient), None, None, None, None
 
 
 class Spectral(nn.Module):
@@ -239,21 +233,39 @@ class Spectral(nn.Module):
         self.u: Tensor
 
     def normalised(self) -> Tensor:
-        """W / σ(W), differentiable; σ = uᵀWv with u, v held constant."""
+        """W / σ(W), differentiable, in the type that autocast asks of a layer; σ = uᵀWv with u, v held constant."""
         weight = self.layer.weight
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        with torch.autocast(device, enabled=False):
             with torch.no_grad():
                 flat = weight.flatten(1)
-                v = F.normalize(flat.t() @ self.u, dim=0)
+                v = flat.t() @ self.u
+                v = v / torch.linalg.vector_norm(v)
                 towards = flat @ v
                 sigma = torch.linalg.vector_norm(towards)            # uᵀWv, since u is Wv at length 1
                 u = towards / sigma
                 if self.training:
                     self.u.copy_(u)
-            out: Tensor = _Divided.apply(weight, u, v, sigma)
+            out: Tensor = _Divided.apply(weight, u, v, sigma, dtype)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.normalised(), self.layer.bias)
         return conv2d(x, self.normalised(), self.layer.bias, self.layer.stride, self.layer.padding)
+
+
+def labelled_logits(h: Tensor, y: Tensor, head: nn.Module, labels: Embedding) -> Tensor:
+    """head(h) + ⟨h, e(y)⟩ of features h (n, dim) and their labels (n,), float32 (n,) (Miyato & Koyama 2018).
+
+    Of a few classes one product of matrices gives the logit that each label would have, and passes over h once instead of seven times.
+    """
+    if labels.num_embeddings > FEW_CLASSES:
+        out: Tensor = head(h).squeeze(1).float()
+        return out + (h.float() * labels(y)).sum(1)
+    linear = head.layer if isinstance(head, Spectral) else head
+    assert isinstance(linear, nn.Linear)
+    weight = head.normalised() if isinstance(head, Spectral) else linear.weight
+    every = F.linear(h, labels.every() + weight)
+    return every.gather(1, y[:, None]).squeeze(1).float() + linear.bias

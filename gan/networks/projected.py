@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from gan.classical import ClassicalAugment
 from gan.classifier import ClassifierSpec, build_classifier, to_unit, train_classifier
 from gan.networks.image_side import conv2d
-from gan.networks.norm import Embedding, Spectral
+from gan.networks.norm import Embedding, Spectral, labelled_logits
 from gan.networks.spec import NetSpec
 from gan.workers import Workers
 
@@ -68,12 +68,16 @@ class Projected(nn.Module):
         late = self.body[1:](conv2d(x, first.weight, first.bias, first.stride, first.padding)).flatten(1)
         return torch.cat([late, self.neck(late)], 1).float()
 
+    def standardised(self, x: Tensor) -> Tensor:
+        """φ of images (n, C, H, W) in [-1, 1] with about mean 0 and deviation 1 over real ones, (n, k) float32."""
+        return (self.features(x) - self.mean) / self.deviation
+
     def forward(self, x: Tensor, y: Tensor, each: bool = False, features: Tensor | None = None) -> Tensor:
-        """The sum, (n,), or `each`: the critic's logits and the head's, (n, 2). `features`: φ(x), where it is known already."""
-        h = ((self.features(x) if features is None else features) - self.mean) / self.deviation
+        """The sum, (n,), or `each`: the critic's logits and the head's, (n, 2). `features`: what `standardised` says, where it is known."""
+        h = self.standardised(x) if features is None else features
         for layer in self.hidden:
             h = F.leaky_relu_(layer(h), 0.2)
-        seen = self.head(h).squeeze(1).float() + self.label.products(h, y)
+        seen = labelled_logits(h, y, self.head, self.label)
         critic: Tensor = self.critic(x, y)
         return torch.stack([critic.float(), seen], 1) if each else critic + seen
 
@@ -108,7 +112,9 @@ class Projected(nn.Module):
 
 
 def _folded(layers: nn.Module) -> nn.Sequential:
-    """Frozen copies of a classifier's layers in evaluation mode, each batch norm made part of the layer before it."""
+    """Frozen copies of a classifier's layers in evaluation mode, each batch norm made part of the layer before it, and none of a pool's
+    inputs rectified that it doesn't let through.
+    """
     out: list[nn.Module] = []
     for layer in layers.children():
         before = out[-1] if out else None
@@ -116,6 +122,8 @@ def _folded(layers: nn.Module) -> nn.Sequential:
             out[-1] = fuse_conv_bn_eval(before, layer)
         elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
             out[-1] = fuse_linear_bn_eval(before, layer)
+        elif isinstance(layer, nn.MaxPool2d) and isinstance(before, nn.ReLU):
+            out.insert(-1, copy.deepcopy(layer))
         else:
             out.append(copy.deepcopy(layer))
     return nn.Sequential(*out).eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gan.errors import UnsupportedSpec
 from gan.networks.image_side import ImageConv2d, ImageConvTranspose2d
-from gan.networks.norm import BatchNorm, Embedding, Spectral
+from gan.networks.norm import BatchNorm, Embedding, Spectral, labelled_logits
 from gan.networks.projected import Projected
 from gan.networks.spec import Ladder, NetSpec
 
@@ -166,8 +166,10 @@ class Discriminator(nn.Module):
         flat = h.permute(0, 2, 3, 1).flatten(1)
         if self.hidden is not None:
             flat = F.leaky_relu_(self.hidden(flat), 0.2)
-        logits = self.head(flat).squeeze(1).float()
-        return logits if self.projection is None else logits + self.projection.products(flat, y)
+        if self.projection is not None:
+            return labelled_logits(flat, y, self.head, self.projection)
+        logits: Tensor = self.head(flat).squeeze(1).float()
+        return logits
 
 
 def _norm(kind: str, channels: int) -> nn.Module:

@@ -100,6 +100,6 @@ def test_kept_features_are_the_classifiers_own(squares: Data) -> None:
     x = squares[0][rows].float() / 127.5 - 1
     fake = torch.zeros(2, 1, 8, 8, requires_grad=True)
     real, generated = keeper(x, rows, fake)
-    torch.testing.assert_close(real, d.features(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(real, d.standardised(x), atol=1e-5, rtol=1e-5)
     generated.sum().backward()
     assert not real.requires_grad and fake.grad is not None and bool(fake.grad.abs().max() > 0)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gan.errors import GanError, UnknownFamily, UnsupportedSpec
 from gan.networks import FAMILIES, Ladder, NetSpec, build, check
-from gan.networks.norm import BatchNorm, Embedding, Spectral
+from gan.networks.norm import BatchNorm, Embedding, Spectral, labelled_logits
 from gan.networks.vae import kl_to_standard_normal
 
 SIZES = [(8, 1, 1), (12, 3, 2), (20, 1, 3), (28, 1, 10), (32, 3, 10), (36, 1, 1000), (64, 3, 4)]
@@ -203,16 +203,18 @@ def test_spectral_gradient_is_that_of_the_formula(layer: nn.Conv2d | nn.Linear) 
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.3])
-def test_products_of_all_labels_at_once_are_those_looked_up(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Embedding(4, 6, 1.0)
+@pytest.mark.parametrize("spectral", [True, False])
+def test_logits_of_all_labels_at_once_are_those_looked_up(spectral: bool, strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, linear = Embedding(4, 6, 1.0), nn.Linear(6, 1)
     table.strength = strength
+    head = Spectral(linear).eval() if spectral else linear
     h, y, weights = torch.randn(9, 6, requires_grad=True), torch.arange(9) % 4, torch.randn(9)
     found = []
     for few in (256, 3):
         monkeypatch.setattr("gan.networks.norm.FEW_CLASSES", few)
-        products = table.products(h, y)
-        found.append((products, *torch.autograd.grad((products * weights).sum(), (h, table.weight))))
-    torch.testing.assert_close(found[0][0], (h * table(y)).sum(1), atol=1e-5, rtol=1e-5)
+        logits = labelled_logits(h, y, head, table)
+        found.append((logits, *torch.autograd.grad((logits * weights).sum(), (h, table.weight, *linear.parameters()))))
+    torch.testing.assert_close(found[0][0], head(h).squeeze(1) + (h * table(y)).sum(1), atol=1e-5, rtol=1e-5)
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
