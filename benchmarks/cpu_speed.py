@@ -6,7 +6,8 @@ The peak is a 64→64 convolution of 3×3 at 32×32, batch 64, channels_last, fo
 of a training step are counted by torch's own counter (a multiplication and an addition are two). Where the time goes is read from
 torch's profiler: the time that each operator spends itself, grouped. Convolutions with few channels next to the image run far
 below the peak, so they are listed one by one; what `gan.networks.image_side` does about them is measured by taking turns with and
-without it. Operations are counted without it, so that none is counted that a textbook's network doesn't have. `--compile` instead
+without it. Operations are counted without it, so that none is counted that a textbook's network doesn't have. `gan.frozen` spares
+operations: they are counted as they are done, and beside it as they would be without, with its gain by turns. `--compile` instead
 takes turns with both networks compiled by `torch.compile`, and says what compiling takes; it needs a C++ compiler.
 """
 
@@ -26,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from gan.allocator import keep_freed_memory
 from gan.networks import image_side
 from gan.recipe import parse_settings
+from gan.step import Update
 
 CPU = torch.device("cpu")
 GROUPS = (                                           # the first whose word is part of an operator's name
@@ -63,15 +65,27 @@ def torchs_own() -> Iterator[None]:
         image_side.FEW = few
 
 
+@contextlib.contextmanager
+def asked_each_time(trainer: Trainer) -> Iterator[None]:
+    """Inside, a frozen classifier that D looks through is asked by both turns, of real images too."""
+    update = trainer.update
+    assert isinstance(update, Update)
+    kept, update.frozen = update.frozen, None
+    try:
+        yield
+    finally:
+        update.frozen = kept
+
+
 def gains(usual: Callable[[], float], other: Callable[[], float], turns: int = 6) -> list[float]:
     """How many times as quick a step of `other` is as one of `usual`, by turn; both time themselves."""
     return [usual() / other() for _ in range(turns)]
 
 
-def gains_by_image_side(trainer: Trainer, seconds: float) -> list[float]:
-    """The same of `gan.networks.image_side`, by what torch does without."""
+def gains_over(without_it: Callable[[], contextlib.AbstractContextManager[None]], trainer: Trainer, seconds: float) -> list[float]:
+    """The same of what the step has outside `without_it`."""
     def without() -> float:
-        with torchs_own():
+        with without_it():
             return timed(trainer, CPU, seconds)
 
     return gains(without, lambda: timed(trainer, CPU, seconds))
@@ -139,13 +153,20 @@ def main() -> None:
     trainer = Trainer(case, CPU)
     with torchs_own():
         flops = trainer.flops()
+        with asked_each_time(trainer):
+            unspared = trainer.flops()
     step_s = timed(trainer, CPU, args.seconds)
     precision = trainer.recipe.precision
     print(f"{trainer.spec.family}, {args.resolution} px, {args.channels} channel(s), batch {args.batch_size}, {precision}: "
           f"{args.batch_size / step_s:,.0f} images/s, {1000 * step_s:.1f} ms a step, {flops / 1e9 / args.batch_size * 1000:.0f} MFLOP an "
           f"image, {flops / step_s / 1e9:.0f} GFLOP/s = {flops / step_s / peaks[precision]:.0%} of the {precision} peak"
           + (f", {flops / step_s / peaks['float32']:.0%} of the float32 peak" if precision != "float32" else ""))
-    print(told("with image_side, of the images/s without", gains_by_image_side(trainer, args.seconds / 6)))
+    if unspared > flops:
+        print(f"  with the operations that gan.frozen spares: {unspared / 1e6 / args.batch_size:.0f} MFLOP an image, "
+              f"{unspared / step_s / peaks['float32']:.0%} of the float32 peak")
+        spared = gains_over(lambda: asked_each_time(trainer), trainer, args.seconds / 6)
+        print(told("with gan.frozen, of the images/s without", spared))
+    print(told("with image_side, of the images/s without", gains_over(torchs_own, trainer, args.seconds / 6)))
     ideal = 1000 * flops / peaks[precision]
     groups, shapes = where_time_goes(trainer, max(5, round(min(args.seconds, 5) / step_s)))
     total = sum(groups.values())
