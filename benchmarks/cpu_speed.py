@@ -2,7 +2,8 @@
 
     python benchmarks/cpu_speed.py [--model auto] [--batch-size 64] [--resolution 32] [--seconds 10] [--set width=32 …] [--compile]
 
-The peak is a 64→64 convolution of 3×3 at 32×32, batch 64, channels_last, forward and backward, in float32 and in bf16. Operations
+The peak is a 64→64 convolution of 3×3 at 32×32, batch 64, channels_last, forward and backward, in float32 and in bf16, taking turns
+with the step, since a machine's clock changes by the second. Operations
 of a training step are counted by torch's own counter (a multiplication and an addition are two). Where the time goes is read from
 torch's profiler: the time that each operator spends itself, grouped. Convolutions with few channels next to the image run far
 below the peak, so they are listed one by one; what `gan.networks.image_side` does about them is measured by taking turns with and
@@ -30,6 +31,7 @@ from gan.recipe import parse_settings
 from gan.step import Update
 
 CPU = torch.device("cpu")
+TURNS = 6
 GROUPS = (                                           # the first whose word is part of an operator's name
     ("convolutions, backward", ("convolution_backward", "mkldnn_convolution_backward", "conv_transpose2d_backward")),
     ("convolutions, forward", ("convolution", "conv2d", "conv_transpose")),
@@ -77,7 +79,7 @@ def asked_each_time(trainer: Trainer) -> Iterator[None]:
         update.frozen = kept
 
 
-def gains(usual: Callable[[], float], other: Callable[[], float], turns: int = 6) -> list[float]:
+def gains(usual: Callable[[], float], other: Callable[[], float], turns: int = TURNS) -> list[float]:
     """How many times as quick a step of `other` is as one of `usual`, by turn; both time themselves."""
     return [usual() / other() for _ in range(turns)]
 
@@ -147,27 +149,30 @@ def main() -> None:
     if args.compile:
         compiled(case, args.seconds / 3)
         return
-    peaks = {name: peak(dtype, min(2.0, args.seconds)) for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))}
-    print(f"convolution peak, {torch.get_num_threads()} thread(s): float32 {peaks['float32'] / 1e9:.0f} GFLOP/s, "
-          f"bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s")
     trainer = Trainer(case, CPU)
     with torchs_own():
         flops = trainer.flops()
         with asked_each_time(trainer):
             unspared = trainer.flops()
-    step_s = timed(trainer, CPU, args.seconds)
+    turns = [(peak(torch.float32, args.seconds / 20), peak(torch.bfloat16, args.seconds / 20), timed(trainer, CPU, args.seconds / 5))
+             for _ in range(TURNS)]
+    peaks, bf16_peaks, steps = (np.array(column) for column in zip(*turns))
+    step_s = float(np.mean(steps))
+    print(f"convolution peak, {torch.get_num_threads()} thread(s): float32 {np.mean(peaks) / 1e9:.0f} GFLOP/s, "
+          f"bf16 {np.mean(bf16_peaks) / 1e9:.0f} GFLOP/s")
     precision = trainer.recipe.precision
     print(f"{trainer.spec.family}, {args.resolution} px, {args.channels} channel(s), batch {args.batch_size}, {precision}: "
           f"{args.batch_size / step_s:,.0f} images/s, {1000 * step_s:.1f} ms a step, {flops / 1e9 / args.batch_size * 1000:.0f} MFLOP an "
-          f"image, {flops / step_s / 1e9:.0f} GFLOP/s = {flops / step_s / peaks[precision]:.0%} of the {precision} peak"
-          + (f", {flops / step_s / peaks['float32']:.0%} of the float32 peak" if precision != "float32" else ""))
+          f"image, {flops / step_s / 1e9:.0f} GFLOP/s")
+    print(told("of the float32 peak", list(flops / steps / peaks)))
+    print(told("of the bf16 peak", list(flops / steps / bf16_peaks)))
     if unspared > flops:
-        print(f"  with the operations that gan.frozen spares: {unspared / 1e6 / args.batch_size:.0f} MFLOP an image, "
-              f"{unspared / step_s / peaks['float32']:.0%} of the float32 peak")
+        print(told(f"of the float32 peak, with what gan.frozen spares ({unspared / 1e6 / args.batch_size:.0f} MFLOP an image)",
+                   list(unspared / steps / peaks)))
         spared = gains_over(lambda: asked_each_time(trainer), trainer, args.seconds / 6)
         print(told("with gan.frozen, of the images/s without", spared))
     print(told("with image_side, of the images/s without", gains_over(torchs_own, trainer, args.seconds / 6)))
-    ideal = 1000 * flops / peaks[precision]
+    ideal = 1000 * flops / float(np.mean(bf16_peaks if precision == "bf16" else peaks))
     groups, shapes = where_time_goes(trainer, max(5, round(min(args.seconds, 5) / step_s)))
     total = sum(groups.values())
     print(f"where {total:.1f} ms a step go (profiled; at the peak all operations would take {ideal:.1f} ms):")

@@ -12,7 +12,7 @@ from gan.recipe import Recipe
 from gan.sampler import as_float
 
 LARGEST_BYTES = 512 * 2**20  # that are kept of all real images
-SLOWEST = 500                # images a second that a run whose budget is seconds is sure to show
+SLOWEST = 500                # images a second that slow machines show, where the budget is in seconds
 AT_ONCE = 512
 
 
@@ -54,5 +54,5 @@ def can_be_shared(recipe: Recipe) -> bool:
 
 
 def _shown(recipe: Recipe) -> float:
-    """Images, with repetition, that a run will show at least."""
+    """Images, with repetition, that a run will show, or about the least of it."""
     return recipe.total_images if recipe.total_seconds is None else recipe.total_seconds * SLOWEST
