@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gan.affine import affine_grid
+
 MAX_SHIFT = 1 / 8            # of the image's side, whole pixels
 MAX_ANGLE = math.radians(10)
 MAX_LOG_SCALE = 0.15         # scale in 0.86 … 1.16
@@ -84,7 +86,7 @@ def apply(images: Tensor, drawn: Draw | None) -> Tensor:
 
 def _apply(x: Tensor, drawn: Draw) -> Tensor:
     if drawn.matrix is not None and drawn.moved is not None:
-        grid = F.affine_grid(drawn.matrix.to(x.dtype), list(x.shape), align_corners=False)
+        grid = affine_grid(drawn.matrix.to(x.dtype), *x.shape[2:])
         x = torch.where(drawn.moved.view(-1, 1, 1, 1), _Resample.apply(x, grid), x)
     if drawn.tone is not None:
         brightness, contrast, saturation = drawn.tone.to(x.dtype).t()[:, :, None, None, None].unbind(0)

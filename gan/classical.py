@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gan.affine import affine_grid
+
 
 @dataclass(frozen=True)
 class ClassicalAugment:
@@ -48,7 +50,7 @@ class ClassicalAugment:
             generator: its device is where the numbers are drawn, the CPU or the images' own.
         """
         if self.shift or self.rotate_deg or self.scale or self.shear_deg or self.flip:
-            grid = F.affine_grid(self._affine(len(x), generator).to(x), list(x.shape), align_corners=False)
+            grid = affine_grid(self._affine(len(x), generator).to(x), *x.shape[2:])
             x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if self.brightness or self.contrast or self.saturation:
             x = self._recolor(x, generator)
