@@ -120,7 +120,8 @@ def _stem(spec: ClassifierSpec) -> tuple[list[nn.Module], int, int]:
 def _conv_body(spec: ClassifierSpec) -> tuple[nn.Module, int]:
     layers, width, side = _stem(spec)
     for outputs in (2 * spec.width, 4 * spec.width):
-        layers += [*_conv(width, outputs, 3, 1), nn.MaxPool2d(2)]
+        convolution, norm, activation = _conv(width, outputs, 3, 1)
+        layers += [convolution, norm, nn.MaxPool2d(2), activation]  # the other way round it is the same, of four times as many numbers
         width, side = outputs, side // 2
     return nn.Sequential(*layers), 4 * spec.width * side * side
 

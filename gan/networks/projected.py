@@ -112,9 +112,7 @@ class Projected(nn.Module):
 
 
 def _folded(layers: nn.Module) -> nn.Sequential:
-    """Frozen copies of a classifier's layers in evaluation mode, each batch norm made part of the layer before it, and none of a pool's
-    inputs rectified that it doesn't let through.
-    """
+    """Frozen copies of a classifier's layers in evaluation mode, each batch norm made part of the layer before it."""
     out: list[nn.Module] = []
     for layer in layers.children():
         before = out[-1] if out else None
@@ -122,8 +120,6 @@ def _folded(layers: nn.Module) -> nn.Sequential:
             out[-1] = fuse_conv_bn_eval(before, layer)
         elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
             out[-1] = fuse_linear_bn_eval(before, layer)
-        elif isinstance(layer, nn.MaxPool2d) and isinstance(before, nn.ReLU):
-            out.insert(-1, copy.deepcopy(layer))
         else:
             out.append(copy.deepcopy(layer))
     return nn.Sequential(*out).eval().requires_grad_(False)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.classical import ClassicalAugment
@@ -208,3 +208,22 @@ def test_augmentation_follows_from_its_generator() -> None:
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert not torch.equal(a[0], a[1])                # each image apart
+
+
+def test_pooling_before_the_rectifier_changes_nothing(digits: tuple[Tensor, Tensor]) -> None:
+    """The largest of four rectified numbers is the rectified largest, and so are the derivatives, where all four are negative too."""
+    images, labels = digits[0][:32], digits[1][:32]
+    usual = build_classifier(ClassifierSpec("conv", images.shape[2], images.shape[1], 10), seed=0)
+    other = build_classifier(ClassifierSpec("conv", images.shape[2], images.shape[1], 10), seed=0)
+    layers = list(other.body)                        # type: ignore[arg-type]
+    pools = [place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    for place in pools:
+        layers[place : place + 2] = layers[place + 1], layers[place]
+    other.body = nn.Sequential(*layers)
+    assert pools and all(isinstance(layers[place], nn.ReLU) for place in pools)
+    found = []
+    for net in (usual, other):
+        loss = F.cross_entropy(net(to_unit(images)), labels)
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in net.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
