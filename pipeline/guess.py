@@ -24,6 +24,7 @@ _RESOLUTIONS = (8, 16, 32, 64)                       # larger ones are possible,
 _FEW = 1500                                          # images in all, of which a classifier gains most by more synthetic than real ones
 _A_HANDFUL = 25                                      # images in the median class; of fewer no generator learns all that unseen ones show
 _ENOUGH_FOR_VAL = 100                                # images in all, whose val split says how near new ones come to the training images
+_UNEVEN = 3                                          # times the smallest class is the largest; from there on auto tempers labels too
 _KIMG, _KIMG_ON_GPU = 200, 1000                      # minutes of two cores; of a GPU half a minute
 _MIN_IMAGES = 3                                      # one each for train, val and test
 _IDX = re.compile(r"(^|[-_./])(images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?$|\.idx\d?(\.gz)?$", re.IGNORECASE)
@@ -160,8 +161,20 @@ def write_config(guess: Guess, publish_url: str, gpus: int) -> str:
         gpus=gpus, kimg=_KIMG_ON_GPU if gpus else _KIMG,
         target=_flow(guess.target), target_why=_why(guess), lift=_FEW_LIFT if few else _LIFT, publish=_flow(publish_url),
         coverage=_LESS_COVERED if median(guess.rows_per_class[name] for name in kept) < _A_HANDFUL else "",
-        filter=_COPIES_AGAIN if len(kept) > 1 and _ENOUGH_FOR_VAL <= sum(guess.rows_per_class[name] for name in kept) <= _FEW else "",
+        filter=_filter(guess, sum(guess.rows_per_class[name] for name in kept)) if len(kept) > 1 else "",
     )
+
+
+def _filter(guess: Guess, images: int) -> str:
+    """What of so many images is to be drawn again.
+
+    Of a class of four images some samples may pass for another's, and are then what a classifier knows most of the class by: digits with
+    36 … 4 a class gain with both thresholds, by the first alone it wasn't shown (docs/lift.md). Of photographs, of which a classifier
+    is seldom so sure, it wasn't measured.
+    """
+    if not _ENOUGH_FOR_VAL <= images <= _FEW:
+        return ""
+    return _COPIES_AND_DOUBTFUL_AGAIN if guess.imbalance > _UNEVEN and guess.channels == "grey" else _COPIES_AGAIN
 
 
 def _why(guess: Guess) -> str:
@@ -182,6 +195,10 @@ _LIFT, _FEW_LIFT = "{seeds: 3, ratios: [0.5, 1.0]}", "{seeds: 6, ratios: [1.0, 2
 
 _COPIES_AGAIN = """\
   filter: {min_nearest_distance: 0.03}     # of few images a generator makes near copies: these are drawn again
+"""
+
+_COPIES_AND_DOUBTFUL_AGAIN = """\
+  filter: {min_nearest_distance: 0.03, min_confidence: 0.97}   # near copies of the few are drawn again, and what may pass for another class
 """
 
 _LESS_COVERED = """\

@@ -67,14 +67,21 @@ def test_init_asks_more_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert (train.budget.kimg, train.gpus_per_worker) == (kimg, min(gpus, 1))
 
 
-@pytest.mark.parametrize(("counts", "again"), [
-    ({"cat": 60, "dog": 60}, True), ({"cat": 20, "dog": 20}, False),      # too few in val to say what is a copy
-    ({"cat": 120}, False),                                                # a single class has no classifier to measure by
+@pytest.mark.parametrize(("counts", "mode", "asked"), [
+    ({"cat": 60, "dog": 60}, "L", {"min_nearest_distance": 0.03}),
+    ({"cat": 20, "dog": 20}, "L", {}),                       # too few in val to say what is a copy
+    ({"cat": 120}, "L", {}),                                 # a single class has no classifier to measure by
+    ({"cat": 100, "dog": 30}, "L", {"min_nearest_distance": 0.03, "min_confidence": 0.97}),
+    ({"cat": 90, "dog": 30}, "L", {"min_nearest_distance": 0.03}),
+    ({"cat": 100, "dog": 30}, "RGB", {"min_nearest_distance": 0.03}),
 ])
-def test_init_has_near_copies_of_few_images_drawn_again(tmp_path: Path, counts: dict[str, int], again: bool) -> None:
-    source, out = images(tmp_path / "pets", counts, (8, 8)), tmp_path / "c.yaml"
+def test_init_has_near_copies_of_few_images_drawn_again(
+    tmp_path: Path, counts: dict[str, int], mode: str, asked: dict[str, float]
+) -> None:
+    """And in uneven sets of glyphs what may pass for another class."""
+    source, out = images(tmp_path / "pets", counts, (8, 8), mode), tmp_path / "c.yaml"
     assert invoke("init", str(source), "--yes", "--out", str(out)).exit_code == 0
-    assert load_config(out).sample.filter == ({"min_nearest_distance": 0.03} if again else {})
+    assert load_config(out).sample.filter == asked
 
 
 @pytest.mark.parametrize(("counts", "asked"), [
