@@ -218,7 +218,8 @@ class _Divided(torch.autograd.Function):
 class Spectral(nn.Module):
     """A convolution or linear layer whose weight is divided by its largest singular value (Miyato 2018).
 
-    The weight counts as a matrix (out, in·k·k); one step of the power method in each training pass follows it.
+    The weight counts as a matrix (out, in·k·k); one step of the power method follows it in each training pass in which it learns. A pass
+    in which it is frozen, the generator's turn, divides by what the last of those found: within one update σ hardly moves.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -231,6 +232,7 @@ class Spectral(nn.Module):
             u = F.normalize(flat @ F.normalize(flat.t() @ u, dim=0), dim=0)
         self.register_buffer("u", u)
         self.u: Tensor
+        self.sigma: Tensor | None = None             # as the last pass in training found it
 
     def normalised(self) -> Tensor:
         """W / σ(W), differentiable, in the type that autocast asks of a layer; σ = uᵀWv with u, v held constant."""
@@ -238,17 +240,24 @@ class Spectral(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         with torch.autocast(device, enabled=False):
-            with torch.no_grad():
-                flat = weight.flatten(1)
-                v = flat.t() @ self.u
-                v = v / torch.linalg.vector_norm(v)
-                towards = flat @ v
-                sigma = torch.linalg.vector_norm(towards)            # uᵀWv, since u is Wv at length 1
-                u = towards / sigma
-                if self.training:
-                    self.u.copy_(u)
+            if self.training and self.sigma is not None and not weight.requires_grad:
+                return (weight / self.sigma).to(dtype)
+            u, v, sigma = self._follow(weight.detach().flatten(1))
             out: Tensor = _Divided.apply(weight, u, v, sigma, dtype)
         return out
+
+    @torch.no_grad()
+    def _follow(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A step of the power method, kept in training: u (out,), v (in,) and σ of the weight (out, in)."""
+        v = flat.t() @ self.u
+        v = v / torch.linalg.vector_norm(v)
+        towards = flat @ v
+        sigma = torch.linalg.vector_norm(towards)    # uᵀWv, since u is Wv at length 1
+        u = towards / sigma
+        if self.training:
+            self.u.copy_(u)
+            self.sigma = sigma
+        return u, v, sigma
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):

@@ -202,6 +202,24 @@ def test_spectral_gradient_is_that_of_the_formula(layer: nn.Conv2d | nn.Linear) 
     torch.testing.assert_close(found, wanted)
 
 
+def test_frozen_spectral_weight_is_divided_by_what_its_own_turn_found() -> None:
+    torch.manual_seed(0)
+    spectral, x = Spectral(nn.Linear(6, 4)), torch.randn(5, 6, requires_grad=True)
+    for _ in range(30):
+        spectral(x)
+    found = (spectral.layer.weight / spectral.normalised()).detach()
+    with torch.no_grad():
+        spectral.layer.weight.mul_(1.01)             # as its optimizer's step would
+    u = spectral.u.clone()
+    spectral.requires_grad_(False)
+    frozen = spectral.normalised()
+    assert torch.equal(spectral.u, u)
+    torch.testing.assert_close(spectral.layer.weight / frozen, found)     # the weight grew, σ didn't
+    assert torch.autograd.grad(spectral(x).sum(), x)[0].abs().sum() > 0
+    spectral.requires_grad_(True)
+    torch.testing.assert_close((spectral.layer.weight / spectral.normalised()).detach(), 1.01 * found)
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.3])
 @pytest.mark.parametrize("spectral", [True, False])
 def test_logits_of_all_labels_at_once_are_those_looked_up(spectral: bool, strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
