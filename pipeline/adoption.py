@@ -1,10 +1,11 @@
-"""Going on from the published run: what it finished before sampling is taken over when nothing that decides it has changed.
+"""Going on from another run: what it finished before sampling is taken over when nothing that decides it has changed.
 
-So more of a class, another format or other thresholds cost no second training. Each stage checks what it finds in the run's
-folder by fingerprint, as after an interruption; here is only decided what to look for, and it is copied within the store.
+So more of a class, another format, other thresholds or more seeds of the lift trial cost no second training, be the other run published
+or refused. Each stage checks what it finds in the run's folder by fingerprint, as after an interruption; here is only decided what to
+look for, and it is copied within the store.
 """
 
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import keys, manifest
 from pipeline.config import Config
@@ -12,43 +13,58 @@ from pipeline.errors import CorruptShard, MissingObject
 from pipeline.runs import GENERATOR_SECTIONS, Run
 from pipeline.store import Store
 
+AT_ONCE = 16                 # runs that are looked at
+
 
 def adopt(config: Config, run: Run) -> str | None:
-    """Copies the published run's prepared data, generator and evaluation into this run's folder; that run's id.
+    """Copies another run's prepared data, generator and evaluation into this run's folder; that run's id.
 
-    None when there is nothing to take over: this run has a generator already, or the published one was made from another
-    source, seed, recipe or code. What marks a stage as finished is copied last, so an interruption does no harm.
+    The published one's, else any other's. None when there is nothing to take over: this run has a generator already, or all others were
+    made from another source, seed, recipe or code. What marks a stage as finished is copied last, so an interruption does no harm.
 
     Raises:
         StoreError: the store can't be read or written.
     """
-    published = _latest(run)
-    if published is None or run.folder.exists(keys.TRAINED):
+    if run.folder.exists(keys.TRAINED):
         return None
-    other = keys.run(published["run_id"])
+    published = _published(run)
+    others = (name for name in run.dataset.folders(keys.RUNS) if name != published)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        wanted = config.digest(*GENERATOR_SECTIONS)
+        alike = pool.map(lambda name: name if _serves(run, name, wanted) else None, [published, *others] if published else others)
+        other = next((name for name in alike if name is not None), None)
+    if other is None:
+        return None
     try:
-        facts = run.dataset.get_json(f"{other}/{keys.CONFIG}")
-        if facts.get("generator_config_digest") != config.digest(*GENERATOR_SECTIONS):
-            return None
-        trained = run.dataset.get_json(f"{other}/{keys.TRAINED}")
-        _copy(run.dataset, other, keys.run(run.run_id), str(trained["key"]))
+        trained = run.dataset.get_json(f"{keys.run(other)}/{keys.TRAINED}")
+        _copy(run.dataset, keys.run(other), keys.run(run.run_id), str(trained["key"]))
     except MissingObject:                            # cleared away, by hand: made anew
         return None
-    return str(published["run_id"])
+    return other
 
 
-def _latest(run: Run) -> dict[str, Any] | None:
-    """The manifest of another run's latest version, if it was made from this source by this code."""
+def _serves(run: Run, name: str, generator: str) -> bool:
+    """Is that another run, whose generator is trained, and by this config, source and code?"""
+    if name == run.run_id:
+        return False
+    try:
+        facts = run.dataset.get_json(f"{keys.run(name)}/{keys.CONFIG}")
+    except MissingObject:
+        return False
+    same = (facts.get("generator_config_digest") == generator and facts.get("source_fingerprint") == run.source_fingerprint
+            and facts.get("code_digest") == run.code_digest)
+    return same and run.dataset.exists(f"{keys.run(name)}/{keys.TRAINED}")
+
+
+def _published(run: Run) -> str | None:
+    """Which run made the latest version."""
     pointer, _ = manifest.latest(run.dataset)
     if pointer is None:
         return None
     try:
-        content = manifest.read(run.dataset.child(keys.version(pointer.version)))
+        return str(manifest.read(run.dataset.child(keys.version(pointer.version)))["run_id"])
     except (MissingObject, CorruptShard):
         return None
-    same = (content["source"].get("listing_fingerprint") == run.source_fingerprint
-            and content["software"].get("code_digest") == run.code_digest and content["run_id"] != run.run_id)
-    return content if same else None
 
 
 def _copy(dataset: Store, other: str, own: str, checkpoint: str) -> None:

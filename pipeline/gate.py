@@ -56,7 +56,8 @@ def _lift(threshold: float | None, scorecard: Scorecard) -> str | None:
                "publish unproven."
     if threshold >= 0 and not figure.won:
         return f"{said}; gate.min_lift_pp {threshold:g} asks for a lift that is proven: train longer, add real images, try more " \
-               "evaluate.lift.seeds, or set it below 0 to allow a loss of so many points, null to publish unproven."
+               "evaluate.lift.seeds (what is trained is taken over), or set it below 0 to allow a loss of so many points, null to " \
+               "publish unproven."
     return at_least("lift_pp", figure.lift_pp, threshold, "min_lift_pp",
                      "the images do not help a classifier: train longer, add real images, or set the threshold to null")
 

@@ -44,7 +44,7 @@ def test_more_of_a_class_costs_only_what_is_more(command: Command) -> None:
     out = command.folder / "out" / "tiny"
     old, old_rows = latest(out), uids(out)
     more = command.run("run", config, "--set", "sample.target.per_class=6", "--json")
-    assert more.status == 0 and "generator and evaluation are those of the published run" in more.err + more.out, more.err
+    assert more.status == 0 and "generator and evaluation are those of run" in more.err + more.out, more.err
     new = latest(out)
     assert new["version"] != old["version"] and new["rows_per_class"] == dict.fromkeys(old["classes"], 6)
     assert new["continues"]["version"] == old["version"] and new["continues"]["rows"] == 40

@@ -1,4 +1,4 @@
-"""A new run goes on from the published one's generator when nothing that decides it has changed."""
+"""A new run goes on from another's generator when nothing that decides it has changed."""
 
 import dataclasses
 import uuid
@@ -88,6 +88,21 @@ def test_other_data_or_other_code_train_anew(change: str) -> None:
 def test_nothing_published_nothing_taken() -> None:
     config, run = opened(memory())
     assert adopt(config, run) is None
+
+
+def test_a_run_that_was_refused_serves_too_once_its_generator_is_trained() -> None:
+    url = memory()
+    _, refused = opened(url, "refused", seed=1)          # another generator, which looks finished
+    for key, data in FINISHED.items():
+        refused.folder.put(key, data)
+    _, refused = opened(url, "other")
+    config, run = opened(url, evaluate={"lift": {"seeds": 6}})
+    assert adopt(config, run) is None                    # begun, but nothing trained yet
+    for key, data in FINISHED.items():
+        refused.folder.put(key, data)
+    assert adopt(config, run) == "other" and held(run) == TAKEN
+    config, run = opened(published(url).dataset.url.rpartition("/")[0], evaluate={"lift": {"seeds": 9}})
+    assert adopt(config, run) == "first"                 # before any that isn't published
 
 
 def test_a_cleared_run_is_no_harm() -> None:
