@@ -44,7 +44,7 @@ from pipeline.lift import Bench, Replicate, Rows, Schedule, compare, screen
 from pipeline.lift.laboratory import RowBook
 from pipeline.lift.pool import SyntheticPool
 from pipeline.lift.statistics import holm, sign_flip_p
-from pipeline.lift.verdict import summary
+from pipeline.lift.verdict import published, summary
 from pipeline.mint import load_gan
 from pipeline.prepare import load_split, prepare
 from pipeline.progress import NullProgress
@@ -263,7 +263,7 @@ def main() -> None:
     with Processes(make, args.seeds, args.processes) if args.processes else contextlib.nullcontext() as processes:
         figure = judge(args, store, make, processes)
     show(figure, time.perf_counter() - began)
-    store.put_json("figure.json", {"machine": machine(), "arms": summary(figure), **figure.to_json()})
+    store.put_json("figure.json", {"machine": machine(), **published(figure)})
 
 
 if __name__ == "__main__":

@@ -207,15 +207,18 @@ DISTINCT = 20                # synthetic rows to draw from for each that counts
 MOST_DISTINCT = 20_000       # in all, though fewer count: many more than are drawn would be for nothing
 
 
+MAX_RATIO = 100.0            # of synthetic rows to real ones: beyond it the real ones count for nothing
+
+
 class LiftConfig(Section):
     """The lift trial: paired seeds, mixing ratios (synthetic rows per real row)."""
 
     seeds: int = Field(3, ge=1, le=100)
     """Pairs of classifiers trained with and without synthetic images."""
     ratios: list[float] = Field(default_factory=lambda: [0.5, 1.0], min_length=1)
-    """Synthetic rows per real row that are tried, as they count in the draws; 0 is always among them."""
+    """Synthetic rows per real row that are tried, as they count in the draws, above 0 to 100; 0 is always among them."""
     distinct: int = Field(DISTINCT, ge=1)
-    """Different synthetic rows to draw from for each that a ratio counts; no more than will be published, 20,000 in all."""
+    """Different synthetic rows to draw from for each that a ratio counts; within 20,000 in all, and what will be published."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps of each classifier. By default forty epochs, eighty of colour images, within 51,200 to 204,800 images."""
     arms: Literal["quick", "all"] = "quick"
@@ -224,8 +227,10 @@ class LiftConfig(Section):
     @field_validator("ratios")
     @classmethod
     def _positive(cls, values: list[float]) -> list[float]:
-        if any(v <= 0 for v in values):
-            raise ValueError("every ratio must be above 0; ratio 0 is always among the arms")
+        if not all(0 < v <= MAX_RATIO for v in values):
+            raise ValueError(f"every ratio must be above 0 and at most {MAX_RATIO:g}; ratio 0 is always among the arms")
+        if len(set(values)) < len(values):
+            raise ValueError("a ratio is given twice; each is tried once")
         return values
 
 

@@ -10,6 +10,7 @@ from many more different ones, where the version holds them. `augment` distorts 
         loss = cross_entropy(model(feed.augment(images)) + feed.logit_offset, labels)
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,11 +82,12 @@ class Feed:
 
         Args:
             url: `<publish.url>/<name>`, or a version's folder below it.
-            ratio: synthetic draws per real one, every class evenly; None: the mix that the version's manifest recommends.
+            ratio: synthetic draws per real one, every class drawn evenly and, where the version holds images of every class, with the same
+                share of synthetic ones; None: the mix that the version's manifest recommends.
             seed: of the order.
 
         Raises:
-            ConfigError: the version recommends nothing and no ratio is given, or the ratio is negative.
+            ConfigError: the version recommends nothing and no ratio is given, or the ratio is no number from 0.
             MissingObject: nothing is published there, or the run folder with the real images was removed.
             CorruptShard: an object is not what the manifest says.
         """
@@ -95,7 +97,7 @@ class Feed:
         advised = mix.get("ratio") if ratio is None else ratio
         if advised is None:
             raise ConfigError(f"{folder.where()} was published without a lift trial, so it recommends no mix; give ratio=")
-        if advised < 0:
+        if not 0 <= advised < math.inf:
             raise ConfigError(f"ratio {advised:g}: must be 0 or more synthetic rows per real one")
         run = dataset.child(keys.run(content["run_id"]))
         try:
@@ -105,10 +107,13 @@ class Feed:
                                 "synthetic, ratio) from your own") from None
         real = Rows(torch.from_numpy(split.images), torch.from_numpy(split.labels))
         classes = tuple(content["classes"])
-        share = mix.get("synthetic_share")
-        distinct = float(mix.get("distinct", 1)) if ratio is None else LiftConfig().distinct
+        counts, available = real.counts(len(classes)), np.array([content["rows_per_class"].get(name, 0) for name in classes])
+        if ratio is None:
+            share, distinct = mix.get("synthetic_share"), float(mix.get("distinct", 1))
+        else:                                        # as the trial fills: see `pipeline.plan.makes_every_class`
+            share, distinct = Mix(ratio, even=bool((available[counts > 0] > 0).all())).share, LiftConfig().distinct
         wanted = Mix(float(advised), even=share is not None, distinct=distinct)
-        synthetic = read_rows(folder, content, wanted.rows(real.counts(len(classes))), tuple(real.images.shape[1:]))
+        synthetic = read_rows(folder, content, wanted.rows(counts, available), tuple(real.images.shape[1:]))
         given = mix.get("class_weights")
         weights = {c: float(given[name]) for c, name in enumerate(classes) if name in given} if given else None
         strengths = content["recommended_mix"].get("augmentation")       # which don't depend on the ratio, but on what labels bear
@@ -150,7 +155,7 @@ class Feed:
         """What synthetic rows count for in an epoch, by class, int64 (classes,): `ratio` real rows' worth, if there are so many."""
         classes = len(self.classes)
         mix = Mix(self.ratio, even=self.synthetic_share is not None)
-        return np.minimum(mix.counts(self.real.counts(classes)), self.synthetic.counts(classes))
+        return mix.counts(self.real.counts(classes), self.synthetic.counts(classes))
 
     def dataset(self, transform: Transform = to_float) -> "MixedImages":
         """All rows once, for a torch DataLoader with `sampler()`: there may be many more synthetic ones than the mix draws in an epoch."""

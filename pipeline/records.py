@@ -127,6 +127,7 @@ class LiftFigure(Record):
     mix: dict[str, Any] = field(default_factory=dict)   # what val recommends, see `pipeline.lift.verdict.recommended`
     preferred_filter: dict[str, float] = field(default_factory=dict)   # best on val of those tried, whatever is published
     rival: dict[str, Any] = field(default_factory=dict)     # the arm without synthesis that is best on test, if val passed it over
+    test_advised: bool = False                       # val being too small to tell, `mix` is what it likes best unless test denies it
     cross_validated: dict[str, float] = field(default_factory=dict)   # ways without synthesis, on folds of train and val, in percent
 
 

@@ -39,7 +39,7 @@ def begin(config: Config, run_id: str | None, progress: Progress) -> Run:
 
     adopted = adopt(config, run)
     if adopted is not None:
-        progress.note(f"data, generator and evaluation are those of the published run {adopted}: nothing that decides them changed")
+        progress.note(f"data, generator and evaluation are those of run {adopted}: nothing that decides them changed")
     return run
 
 
@@ -228,11 +228,12 @@ def _report(
 def _cards(config: Config, snapshot: Snapshot, scorecard: Scorecard, manifest: dict[str, Any]) -> dict[str, bytes]:
     from pipeline.documents.card import dataset_card
     from pipeline.documents.croissant import croissant
+    from pipeline.lift.verdict import published
     from pipeline.store import json_bytes
 
     cards = {
         keys.CARD: dataset_card(manifest, scorecard, snapshot, config).encode(),
         keys.CROISSANT: json_bytes(croissant(manifest)),
     }
-    return cards if scorecard.lift is None else cards | {keys.LIFT_ROWS_PUBLISHED: json_bytes(scorecard.lift.to_json())}
+    return cards if scorecard.lift is None else cards | {keys.LIFT_ROWS_PUBLISHED: json_bytes(published(scorecard.lift))}
 

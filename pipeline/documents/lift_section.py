@@ -95,7 +95,7 @@ def lift_section(config: Config, snapshot: Snapshot, lift: LiftFigure | None, si
             by_ratio, label="Difference from the baseline against the mixing ratio",
             x_label="synthetic images per real one", y_label="points on test",
         ),
-        ratio_legend=tuple((f"s{1 + n}" if n < 2 else "faint", name) for n, (name, _) in enumerate(by_ratio)),
+        ratio_legend=_legend([name for name, _ in by_ratio]),
         recalls=charts.dumbbells(
             kept, label="Recall per class without and with synthetic images", x_label="recall on the test split",
             before="without", after="with synthetic",
@@ -132,8 +132,9 @@ def _story(lift: LiftFigure) -> str:
     return (f"For every seed the same classifier is trained with the same steps and settings in "
             f"{counted(without, 'way')} without synthetic images and {with_synthesis} with them (ratios {ratios}{many}). The best of each "
             "kind on the validation split, "
-            f"{' and '.join(filter(None, lift.arms)) or 'one each'}, are compared on test images that nothing else has seen. By the "
-            f"validation split {chosen} best." + _by_folds(lift) + _advice(lift))
+            f"{' and '.join(filter(None, lift.arms)) or 'one each'}, are compared on test images that nothing else has seen. "
+            + (f"The validation split is too small to tell them apart, so test had a say in what is recommended: {chosen} best."
+               if lift.test_advised else f"By the validation split {chosen} best.") + _by_folds(lift) + _advice(lift))
 
 
 def _by_folds(lift: LiftFigure) -> str:
@@ -159,11 +160,9 @@ def _way(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _arms(lift: LiftFigure) -> list[tuple[str, list[float]]]:
     """(arm, difference to the baseline per seed) of every arm but the baseline, from the table of all classifiers."""
-    found = []
-    for way, differences in _differences(lift).items():
-        if max(map(abs, differences)) > SAME_PP:
-            found.append((_told(*way), differences))
-    return found
+    baseline = lift.arms[0] if lift.arms else ""
+    return [(_told(*way), differences) for way, differences in _differences(lift).items()
+            if max(map(abs, differences)) > SAME_PP or (baseline and way[0] != baseline)]
 
 
 def _differences(lift: LiftFigure) -> dict[tuple[str, ...], list[float]]:
@@ -197,6 +196,12 @@ def _by_ratio(lift: LiftFigure) -> list[tuple[str, list[tuple[float, list[float]
     longest = max(map(len, found.values()), default=0)
     found = {name: points for name, points in found.items() if len(points) > 1 or longest == 1}       # one point is no line beside lines
     return sorted(found.items(), key=lambda item: (not item[0].startswith(chosen), -len(item[1]), item[0]))[:6]
+
+
+def _legend(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(colour, what is drawn in it): the first two have one of their own."""
+    own = tuple((f"s{1 + n}", name) for n, name in enumerate(names[:2]))
+    return (*own, ("faint", f"others: {'; '.join(names[2:])}")) if len(names) > 2 else own
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -28,14 +28,14 @@ from pipeline.filtering import NO_FILTER, WITHOUT_DISCRIMINATOR, Filter, Screen
 from pipeline.leakage import check_trained_on
 from pipeline.lift import Bench, Draw, Keep, Rows, Schedule, measure_lift
 from pipeline.lift.trial import Mix
-from pipeline.lift.verdict import summary
+from pipeline.lift.verdict import published as for_readers
 from pipeline.plan import makes_every_class, rows_to_make
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, LiftFigure, Scorecard, Snapshot
 from pipeline.side_by_side import all_side_by_side
 from pipeline.store import Store
 
-FORMAT = 10                                          # one more whenever the figures' definitions change
+FORMAT = 11                                          # one more whenever the figures' definitions change
 
 
 def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: Store, progress: Progress) -> Scorecard:
@@ -67,7 +67,8 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
     notes: list[str] = []
     card, = all_side_by_side(                        # one thread: on a busy machine several wait for one another
         [lambda stop: measure(config, snapshot, splits, published, networks, run, progress, notes)], 1)
-    lift = _lift(config, snapshot, splits, draw, discriminator, networks, card.memorised, run, progress, inputs)
+    lift = _lift(config, snapshot, splits, draw, discriminator, networks, card.memorised, run, progress,
+                 _row_inputs(config, snapshot, checkpoint))
     card = replace(card, lift=lift, notes=tuple(notes), seconds=round(time.perf_counter() - began, 3))
     run.put_json(keys.SCORECARD, {**card.to_json(), "inputs": inputs})
     return card
@@ -75,7 +76,17 @@ def evaluate(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, run: St
 
 def _inputs(config: Config, snapshot: Snapshot, checkpoint: Checkpoint) -> str:
     """Fingerprint of all that decides the scorecard."""
-    content = [FORMAT, checkpoint.sha256, snapshot.fingerprint, config.seed, config.digest("evaluate"),
+    return _fingerprint(config, snapshot, checkpoint, config.digest("evaluate"))
+
+
+def _row_inputs(config: Config, snapshot: Snapshot, checkpoint: Checkpoint) -> str:
+    """The same for a row of the lift trial, which the number of rows doesn't change."""
+    asked = config.evaluate.model_dump(mode="json", exclude={"lift": {"seeds"}})
+    return _fingerprint(config, snapshot, checkpoint, json.dumps(asked, sort_keys=True))
+
+
+def _fingerprint(config: Config, snapshot: Snapshot, checkpoint: Checkpoint, evaluation: str) -> str:
+    content = [FORMAT, checkpoint.sha256, snapshot.fingerprint, config.seed, evaluation,
                config.train.augment.model_dump(), Filter(**config.sample.filter).asked, _makes_every_class(config, snapshot),
                config.sample.truncation, _planned(config, snapshot)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -154,5 +165,5 @@ def _lift(
         asked, bench, draw, config.seed, progress, model=networks.filter, discriminator=discriminator,
         published=Filter(**config.sample.filter), even=_makes_every_class(config, snapshot), memorised=memorised, run=run, inputs=inputs,
     )
-    run.put_json(keys.LIFT, {"inputs": inputs, "arms": summary(figure), **figure.to_json()})
+    run.put_json(keys.LIFT, {"inputs": inputs, **for_readers(figure)})
     return figure

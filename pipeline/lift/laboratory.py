@@ -55,16 +55,15 @@ class Replicate:
         if arm.added is None:
             return None
         train = self.bench.train
-        counts = train.counts(len(self.bench.classes))
+        counts, planned = train.counts(len(self.bench.classes)), self.bench.planned
+        if arm.added is Added.SMOTE:                 # whatever will be published: nothing keeps it from making as many as are best
+            return smote(train, mix.rows(counts), self.seed)
         if arm.added is Added.DUPLICATES:            # a row drawn more often is all that more of them would be
-            return duplicates(train, mix.counts(counts), self.seed)
+            return duplicates(train, mix.counts(counts, planned), self.seed)
         if arm.added is Added.REAL:
-            return spare_rows(self.bench.spare, mix.counts(counts), self.seed)
-        wanted = mix.rows(counts, self.bench.planned)
-        if arm.added is Added.SMOTE:
-            return smote(train, wanted, self.seed)
+            return spare_rows(self.bench.spare, mix.counts(counts, planned), self.seed)
         with self.lock:                              # a pool grows as it is asked
-            rows = self._pool(mix.filter).take(wanted)
+            rows = self._pool(mix.filter).take(mix.rows(counts, planned))
         return shuffled(rows, self.seed) if arm.added is Added.SHUFFLED else rows
 
     def _pool(self, wanted: Filter) -> SyntheticPool:
@@ -230,7 +229,7 @@ def best(groups: Iterable[Sequence[Row]]) -> Sequence[Row] | None:
 def alike(row: Row) -> tuple[Any, ...]:
     """What rows of one arm at one mix have in common."""
     return (row["arm"], row["ratio"], row.get("even", False), row.get("distinct", 1.0), row.get("weight", 1.0),
-            row.get("real_only_tail", 0.0), row["filter"])
+            row.get("real_only_tail", 0.0), row.get("filter", "none"))
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:

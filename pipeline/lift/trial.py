@@ -84,20 +84,26 @@ class Mix:
     filter: Filter = NO_FILTER                       # what a synthetic row must pass
     distinct: float = 1.0                            # different rows to draw from for each that counts
 
-    def counts(self, real: np.ndarray) -> np.ndarray:
-        """What added rows count beside real ones, both by class, int64 (classes,): evenly, or the scarcest classes first."""
-        return (evenly if self.even else fill)(real, round(self.ratio * int(real.sum())))
-
-    def rows(self, real: np.ndarray, planned: Sequence[int] | None = None) -> np.ndarray:
-        """Different rows to draw from, int64 (classes,): never fewer than count.
+    def counts(self, real: np.ndarray, available: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """What added rows count beside real ones, both by class, int64 (classes,): evenly, or the scarcest classes first.
 
         Args:
-            planned: rows of each class that will be published.
+            available: rows of each class that there are, or will be: those that have some share the added rows out among themselves,
+                and none gets more than it has. None: as many as are asked for.
         """
-        counted = self.counts(real)
+        total = max(1, round(self.ratio * int(real.sum()))) if self.ratio > 0 else 0
+        shared_out = evenly if self.even else fill
+        if available is None:
+            return shared_out(real, total)
+        most = np.asarray(available, np.int64)
+        return np.minimum(shared_out(np.where(most > 0, real, 0), total), most)
+
+    def rows(self, real: np.ndarray, available: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Different rows to draw from, int64 (classes,): as many as count or more, but no more than are `available`, see `counts`."""
+        counted = self.counts(real, available)
         factor = min(self.distinct, MOST_DISTINCT / max(1, int(counted.sum())))
-        wanted = np.floor(factor * counted).astype(np.int64)
-        return np.maximum(counted, wanted if planned is None else np.minimum(wanted, planned))
+        wanted = np.maximum(counted, np.floor(factor * counted).astype(np.int64))
+        return wanted if available is None else np.minimum(wanted, available)
 
     @property
     def share(self) -> float | None:
@@ -157,7 +163,7 @@ def _draws(arm: Arm, mix: Mix, real: Tensor, added: Tensor | None, schedule: Sch
 def counts_for(mix: Mix, real: np.ndarray, added: np.ndarray) -> np.ndarray:
     """What the added rows count for, int64 (classes,): what `mix` says, where there are so many. Labels are given."""
     classes = int(max(real.max(initial=-1), added.max(initial=-1))) + 1
-    return np.minimum(mix.counts(np.bincount(real, minlength=classes)), np.bincount(added, minlength=classes))
+    return mix.counts(np.bincount(real, minlength=classes), np.bincount(added, minlength=classes))
 
 
 def _prior(mix: Mix, real: Tensor, added: Rows | None) -> Tensor:

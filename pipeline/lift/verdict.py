@@ -7,11 +7,12 @@ from typing import Any
 
 from pipeline.lift.folds import FEW_VAL
 from pipeline.lift.laboratory import Row, alike, best, grouped, mean
-from pipeline.lift.statistics import paired_interval, sign_flip_p
+from pipeline.lift.statistics import LEAST_FOR_BOOTSTRAP, paired_interval, sign_flip_p
 from pipeline.lift.trial import Bench, Mix, class_weights
 from pipeline.records import LiftFigure
 from pipeline.wording import counted
 
+MAX_P = 0.05                                         # of the sign-flip test, for a win, where so few pairs can reach it
 MAX_RECALL_LOSS = 0.02                               # of any class, for a win
 MAX_MEMORISED = 0.02                                 # share of samples that are near copies, for a win
 
@@ -46,7 +47,8 @@ def judged(
     recall_before, recall_after = _recall(baseline, bench.classes), _recall(synthetic, bench.classes)
     rival = strongest(every, baseline, after)
     loss = _greatest_loss(recall_before, recall_after)
-    obstacle = why_no_win(interval, helps is not False, loss, memorised, _nonsense(every, before), rival)
+    obstacle = why_no_win(interval, helps is not False, loss, memorised, _nonsense(every, before), rival,
+                          sign_flip_p(differences) if len(differences) >= LEAST_FOR_BOOTSTRAP else 0.0)
     advised = obstacle is None if helps is None else helps
     chosen = synthetic[0] if advised else baseline[0]
     return LiftFigure(
@@ -56,7 +58,7 @@ def judged(
         recall_baseline=recall_before, recall_synthetic=recall_after,
         sentence=sentence(differences, interval, synthetic[0], baseline[0]["title"], helps, obstacle, rival),
         seconds=round(seconds, 3), rows=tuple(flat(row) for row in every), won=obstacle is None,
-        arms=(baseline[0]["arm"], synthetic[0]["arm"]), mix=recommended(chosen, bench), rival=rival,
+        arms=(baseline[0]["arm"], synthetic[0]["arm"]), mix=recommended(chosen, bench), rival=rival, test_advised=helps is None,
     )
 
 
@@ -114,7 +116,7 @@ def recommended(row: Row, bench: Bench) -> dict[str, Any]:
     given = row["ratio"] if row["arm"].startswith("G") else 0.0
     real = bench.train.counts(len(bench.classes))
     mix = Mix(given, even=row["even"], weight=row["weight"])
-    weights = class_weights(row["balanced"], 0.0 if mix.even else mix.weight, real, mix.counts(real))
+    weights = class_weights(row["balanced"], 0.0 if mix.even else mix.weight, real, mix.counts(real, bench.planned))
     return {
         "ratio": given, "distinct": row["distinct"] if given else 1.0,
         "class_weights": {bench.classes[c]: round(share, 6) for c, share in weights.items()},
@@ -127,18 +129,21 @@ def recommended(row: Row, bench: Bench) -> dict[str, Any]:
 
 def why_no_win(
     interval: tuple[float, float], helps: bool, loss: tuple[str, float] | None, memorised: float | None,
-    nonsense: float = 0.0, rival: Mapping[str, Any] | None = None,
+    nonsense: float = 0.0, rival: Mapping[str, Any] | None = None, p: float = 0.0,
 ) -> str | None:
     """What stands between the figure and a win; None for a win.
 
-    A win needs an interval above zero, that val doesn't advise against synthetic images (one that is large enough must prefer them,
-    see `preference`), no class whose recall falls by more than two points, and no more near
+    A win needs an interval above zero, and from six pairs on a `p` that says so too: the bootstrap of so few is too narrow (see
+    `benchmarks/false_lift.py`), where Student's t, of fewer, isn't. It needs that val doesn't advise against synthetic images (one that is
+    large enough must prefer them, see `preference`), no class whose recall falls by more than two points, and no more near
     copies than new images would show by chance. Nor may an arm without synthesis that val passed over (`rival`, see
     `strongest`) do as well on test. Where the same images under shuffled labels (`nonsense`, the lower end of their interval)
     are a win too, the trial itself is out of order.
     """
     if not interval[0] > 0:
         return "No lift shown"
+    if p > MAX_P:
+        return f"No lift shown, since p is above {MAX_P:g}"
     if not helps:
         return "No lift shown, since validation sees no gain"
     if rival and not rival["low"] > 0:
@@ -181,6 +186,12 @@ def sentence(
                  "the best without synthesis on test")
     by_val = {True: "", False: "; validation recommends none", None: "; validation is too small to tell"}[helps]
     return f"{obstacle or 'Lift'}: {what}{by_val}."
+
+
+def published(figure: LiftFigure) -> dict[str, Any]:
+    """`lift.json`: the figure with every row, and `summary`, a line for each way of training; null where nothing could be judged."""
+    content = {"summary": summary(figure), **figure.to_json()}
+    return content if figure.seeds else content | {"lift_pp": None, "interval_pp": None}
 
 
 def flat(row: Row) -> dict[str, Any]:

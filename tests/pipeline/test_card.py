@@ -14,6 +14,8 @@ from published import HOSTILE, config, lift, scorecard, snapshot, write_version
 from pipeline.config import GateConfig
 from pipeline.documents.card import dataset_card, how_to_load, size_category
 from pipeline.documents.figures import figures, lift_sentence, lift_word, points, rarest_and_most_frequent
+from pipeline.lift.verdict import published, unjudged
+from pipeline.records import LiftFigure
 from pipeline.walk import _cards
 
 REAL = {name: 10 + i for i, name in enumerate(HOSTILE)}
@@ -145,7 +147,13 @@ def test_a_version_carries_every_trained_classifier():
     figure = lift(names)
     manifest = {**manifest_of(names), "source": {}, "generator": {}, "created": "2026-01-31T02:00:00Z", "shards": []}
     beside = _cards(config(), snapshot(names, {"a": 5, "b": 5}), scorecard(names, figure), manifest)
-    assert json.loads(beside["lift.json"])["rows"] == [dict(row) for row in figure.rows]
+    told = json.loads(beside["lift.json"])
+    assert told["rows"] == [dict(row) for row in figure.rows] and LiftFigure.from_json(told) == figure
+    assert {(line["arm"], line["ratio"]): line.get("difference") for line in told["summary"]} == {
+        ("classical", 0.0): 0.0, ("synthetic", 0.5): 1.3, ("synthetic", 1.0): 1.3}
+    assert all(line["seeds"] == 5 and line["low"] <= line["difference"] <= line["high"] for line in told["summary"])
+    nothing = published(unjudged("one class only", (0.5,)))
+    assert nothing["lift_pp"] is None and nothing["interval_pp"] is None and nothing["seeds"] == []
     assert "lift.json" not in _cards(config(), snapshot(names, {"a": 5, "b": 5}), scorecard(names), manifest)
 
 

@@ -68,6 +68,9 @@ def test_the_contract_s_example_is_valid() -> None:
     ({"source": {"format": "digits", "subset": {}}}, ["source.subset", "per_class, longtail, classes"]),
     ({"publish": {"url": " "}}, ["publish.url", "s3://"]),
     ({"gate": {"min_coverage": float("nan")}}, ["gate.min_coverage"]),
+    ({"evaluate": {"lift": {"ratios": [0.5, 0.5]}}}, ["evaluate.lift.ratios", "given twice"]),
+    ({"evaluate": {"lift": {"ratios": [0.5, 1e9]}}}, ["evaluate.lift.ratios", "at most 100"]),
+    ({"evaluate": {"lift": {"ratios": [float("nan")]}}}, ["evaluate.lift.ratios"]),
 ])
 def test_a_wrong_value_is_refused_by_key_value_and_remedy(change: dict[str, Any], words: list[str]) -> None:
     message = refusal({**minimal(), **change})

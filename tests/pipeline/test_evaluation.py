@@ -307,6 +307,18 @@ def test_the_trial_has_the_longer_schedule_and_the_judges_the_shorter(
     assert sorted(asked) == [10] * (len(asked) - 1) + [40] and len(asked) > 1
 
 
+def test_more_seeds_are_another_evaluation_of_the_same_rows(tmp_path: Path, digits: Any) -> None:
+    case = make_case(tmp_path, split_digits(digits, train=100)[0], tuple("0123456789"), lift={"seeds": 3})
+
+    def inputs(**lift: Any) -> tuple[str, str]:
+        asked = case.config.evaluate.model_copy(update={"lift": case.config.evaluate.lift.model_copy(update=lift)})
+        config = case.config.model_copy(update={"evaluate": asked})
+        return (evaluation._inputs(config, case.snapshot, case.checkpoint), evaluation._row_inputs(config, case.snapshot, case.checkpoint))
+
+    few, more, longer = inputs(), inputs(seeds=6), inputs(steps=7)
+    assert few[0] != more[0] and few[1] == more[1] != longer[1]
+
+
 def test_another_filter_is_another_evaluation(tmp_path: Path, digits: Any) -> None:
     """What is tried must be what will be published."""
     case = make_case(tmp_path, split_digits(digits, train=100)[0], tuple("0123456789"))

@@ -57,6 +57,20 @@ def test_the_mix_holds_the_real_rows_and_as_many_synthetic_ones_as_asked_scarces
         assert len(rows) == len(got) and rows <= {image.tobytes() for image in drawn}
 
 
+def test_a_ratio_of_ones_own_is_filled_evenly_where_the_version_holds_every_class(tmp_path: Path) -> None:
+    run = small_run(str(tmp_path), target={"per_class": 40})
+    run.folder.put(keys.prepared("train"), save({"images": REAL, "labels": LABELS}))
+    run.finish()
+    feed = Feed.open(run.dataset.url, ratio=0.5)             # as the trial fills it: see `makes_every_class`
+    assert feed.counted.tolist() == [6, 6, 0, 5] and made(feed) == {"cat": 40, "größe/2": 40, "dog": 40}
+    drawn = torch.cat([feed.order(epoch) for epoch in range(100)])
+    labels = torch.cat([feed.real.labels, feed.synthetic.labels])
+    for label in (0, 1, 3):
+        rows = drawn[labels[drawn] == label]
+        assert float((rows >= len(feed.real)).float().mean()) == pytest.approx(1 / 3, abs=0.04)
+        assert len(rows) / len(drawn) == pytest.approx(1 / 3, abs=0.03)
+
+
 def test_a_version_that_holds_less_than_asked_gives_all_it_has(tmp_path: Path) -> None:
     feed = Feed.open(published(tmp_path).dataset.url, ratio=2)
     assert made(feed) == {"cat": 17, "dog": 9} and feed.counted.tolist() == [17, 0, 0, 9]
@@ -77,8 +91,9 @@ def test_without_advice_or_real_images_it_says_what_to_give(tmp_path: Path) -> N
     run = published(tmp_path)
     with pytest.raises(ConfigError, match="give ratio="):
         Feed.open(run.dataset.url)                           # the small run had no lift trial
-    with pytest.raises(ConfigError, match="must be 0 or more"):
-        Feed.open(run.dataset.url, ratio=-1)
+    for ratio in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="must be 0 or more"):
+            Feed.open(run.dataset.url, ratio=ratio)
     run.folder.delete(keys.prepared("train"))
     with pytest.raises(MissingObject, match="no real training images"):
         Feed.open(run.dataset.url, ratio=1)
@@ -178,7 +193,8 @@ def test_the_manifests_mix_decides_the_draws(tmp_path: Path, monkeypatch: pytest
         sampler.set_epoch(epoch)
         seen.append(max(sampler) >= len(feed.real))
     assert seen == [True] * 8 + [False] * 2
-    assert Feed.open(published(tmp_path / "other").dataset.url, ratio=0.5).weights is None
+    overruled = Feed.open(published(tmp_path / "other").dataset.url, ratio=0.5)
+    assert overruled.weights is None and overruled.synthetic_share is None    # of "größe/2" nothing was published: scarcest first
 
 
 def test_an_even_mix_takes_as_many_of_each_class_and_its_share_of_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +202,7 @@ def test_an_even_mix_takes_as_many_of_each_class_and_its_share_of_the_draws(tmp_
     lift = LiftFigure((0,), 0.5, (0.5,), (1.0,), (1.0,), 0.0, (0.0, 0.0), {}, {}, "", mix=mix)
     monkeypatch.setattr(small, "SCORECARD", dataclasses.replace(small.SCORECARD, lift=lift))
     feed = Feed.open(published(tmp_path).dataset.url)
-    assert made(feed) == {"cat": 6, "dog": 5}                # 17 for three classes; of "größe/2" nothing was published
+    assert made(feed) == {"cat": 9, "dog": 8}                # 17; of "größe/2" nothing was published
     labels = torch.cat([feed.real.labels, feed.synthetic.labels])
     drawn = torch.cat([feed.order(epoch) for epoch in range(200)])
     for label, share, synthetic in ((0, 0.2, 0.25), (1, 0.5, 0.0), (3, 0.3, 0.25)):

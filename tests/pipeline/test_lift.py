@@ -468,6 +468,17 @@ def test_a_win_must_hold_over_what_validation_passed_over(passed_over: list[floa
         assert figure.rival["low"] < 0 < figure.rival["high"]
 
 
+def test_from_six_seeds_on_a_win_needs_a_p_that_says_so_too() -> None:
+    baseline = planted("A2", [0.90, 0.91, 0.89, 0.90, 0.90, 0.91])
+    for gains, won in (([1, 1, 1, 0, 0, 0], False), ([1, 1, 1, 1, 0, 0], False), ([1, 1, 1, 1, 1, 2], True)):
+        synthetic = planted("G3", [row["test"]["balanced_accuracy"] + gain / 100 for row, gain in zip(baseline, gains)])
+        figure = judged(baseline, synthetic, [*baseline, *synthetic], bench([10, 10], steps=1), (0.5,), True, 0.0)
+        assert figure.interval_pp[0] > 0 and figure.won == won       # the bootstrap of six is too sure of itself
+        assert figure.sentence.startswith("Lift: " if won else "No lift shown, since p is above 0.05: ")
+    few = planted("G3", [0.92, 0.93, 0.91])                          # of three no p can say so, and the interval is Student's
+    assert judged(baseline[:3], few, [*baseline[:3], *few], bench([10, 10], steps=1), (0.5,), True, 0.0).won
+
+
 # ---- side by side -----------------------------------------------------------------------------------------------
 
 

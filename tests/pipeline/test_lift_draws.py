@@ -15,7 +15,7 @@ from pipeline.config import MOST_DISTINCT
 from pipeline.lift import Rows, Schedule
 from pipeline.lift.arms import AUGMENTED, BALANCED, controls, with_synthesis
 from pipeline.lift.laboratory import Replicate, Trial, mean, run_one
-from pipeline.lift.trial import Mix, _draws, _groups, _prior
+from pipeline.lift.trial import Mix, _draws, _groups, _prior, counts_for
 from tests.pipeline.bars import SIDE, bench, oracle
 
 torch.set_num_threads(1)
@@ -72,20 +72,30 @@ def test_what_marks_synthetic_images_is_no_hint_at_a_class_when_they_are_even() 
     assert said[False] > 0.75 and 0.35 < said[True] < 0.65     # the mark alone says "tail", or nothing
 
 
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(any), st.floats(0, 3), st.booleans(), st.integers(1, 30),
-       st.none() | st.integers(0, 400))
-def test_there_are_more_rows_to_draw_from_than_count_but_no_more_than_published(
-    real: list[int], ratio: float, even: bool, distinct: int, planned: int | None
-) -> None:
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(any), st.floats(0, 3), st.booleans(), st.integers(1, 30))
+def test_there_are_more_rows_to_draw_from_than_count(real: list[int], ratio: float, even: bool, distinct: int) -> None:
     counts, mix = np.array(real), Mix(ratio, even=even, distinct=distinct)
-    counted, found = mix.counts(counts), mix.rows(counts, None if planned is None else [planned] * len(real))
-    assert counted.sum() == (round(ratio * sum(real)))
+    counted, found = mix.counts(counts), mix.rows(counts)
+    assert counted.sum() == (max(1, round(ratio * sum(real))) if ratio else 0)
     assert (found >= counted).all() and (found <= np.maximum(counted, distinct * counted)).all()
     assert found.sum() <= max(counted.sum(), MOST_DISTINCT)
-    if planned is not None:
-        assert (found <= np.maximum(counted, planned)).all()
-    elif distinct * counted.sum() <= MOST_DISTINCT:
+    if distinct * counted.sum() <= MOST_DISTINCT:
         assert found.tolist() == (distinct * counted).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 400)), min_size=1, max_size=6).filter(lambda rows: any(r for r, _ in rows)),
+       st.floats(0.001, 3), st.booleans(), st.integers(1, 30))
+def test_no_more_rows_are_tried_than_will_be_published(rows: list[tuple[int, int]], ratio: float, even: bool, distinct: int) -> None:
+    real, planned = (np.array(column) for column in zip(*rows))
+    mix = Mix(ratio, even=even, distinct=distinct)
+    counted, found = mix.counts(real, planned), mix.rows(real, planned)
+    assert (counted <= found).all() and (found <= planned).all() and not found[real == 0].any()
+    assert counted.sum() <= mix.counts(real).sum()
+    assert counted.any() == ((real > 0) & (planned > 0)).any()       # what is published of other classes alone is tried too
+    if (planned >= mix.rows(real)).all():                            # a plan that holds all that is asked for changes nothing
+        assert counted.tolist() == mix.counts(real).tolist()
+    again = counts_for(mix, *(np.repeat(np.arange(len(real)), n) for n in (real, found)))
+    assert counted.tolist() == [*again.tolist(), *[0] * (len(real) - len(again))]      # a reader of the published rows counts the same
 
 
 def test_how_many_rows_there_are_to_draw_from_changes_no_share_of_the_draws_and_no_prior() -> None:
@@ -109,6 +119,10 @@ def test_arms_draw_from_many_images_where_images_are_to_be_had() -> None:
     planned = dataclasses.replace(replicate, bench=dataclasses.replace(replicate.bench, planned=(0, 7)))
     fewer = planned.added(lift.arms.SYNTHETIC, mix)
     assert fewer is not None and fewer.counts(2).tolist() == [0, 7]
+    scarce = dataclasses.replace(replicate, bench=dataclasses.replace(replicate.bench, planned=(3, 0)))       # fewer than the ratio counts
+    few = {arm.name: scarce.added(arm, mix) for arm in (lift.arms.SYNTHETIC, lift.arms.SMOTE, *controls(BALANCED))}
+    assert {name: rows.counts(2).tolist() for name, rows in few.items() if rows is not None} == {
+        "G1": [3, 0], "A4": [0, 40], "N1": [3, 0], "N2": few["N2"].counts(2).tolist(), "O1": [3, 0]} and len(few["N2"]) == 3
 
 
 def test_many_images_with_faults_of_their_own_help_where_a_few_harm() -> None:

@@ -260,6 +260,26 @@ def test_every_mix_has_an_interval_of_its_own_and_lift_is_drawn_against_the_rati
     assert "sample.filter: {min_confidence: 0.5, max_centroid_distance: 0.95}" in found.text     # published without any
 
 
+def test_an_arm_that_equals_the_baseline_is_drawn_too() -> None:
+    figure = of_all_arms()
+    same = tuple({**row, "arm": "G3×1", "ratio": 0.5, "real_only_tail": 0.25} for row in figure.rows if row["arm"] == "A2")
+    names = [name for name, _ in lift_section._arms(dataclasses.replace(figure, rows=(*figure.rows, *same)))]
+    assert "G3×1, 0.5 per real, t0.25" in names and not any(name.startswith("A2") for name in names)
+
+
+def test_who_decided_is_said() -> None:
+    by_val = page(scorecard=scorecard(DIGITS, of_all_arms())).text
+    by_test = page(scorecard=scorecard(DIGITS, dataclasses.replace(of_all_arms(), test_advised=True))).text
+    assert "By the validation split 0.5 synthetic images per real one were best." in by_val
+    assert "test had a say in what is recommended: 0.5 synthetic images per real one were best." in by_test
+    assert "By the validation split" not in by_test
+
+
+def test_what_has_no_colour_of_its_own_is_named_together() -> None:
+    assert lift_section._legend(["a", "b"]) == (("s1", "a"), ("s2", "b"))
+    assert lift_section._legend(["a", "b", "c", "d"]) == (("s1", "a"), ("s2", "b"), ("faint", "others: c; d"))
+
+
 def test_the_filters_work_is_shown() -> None:
     found = page(scorecard=scorecard(DIGITS, of_all_arms()), sieved=[sieved(), dataclasses.replace(sieved(64), name="1")])
     assert "What the filter keeps and throws away" in found.text
