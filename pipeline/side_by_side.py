@@ -4,6 +4,7 @@ For small networks one thread a job is worth more than several threads in one jo
 core that somebody else is using. Torch leaves the interpreter lock while it computes, the data is shared as it lies.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -55,6 +56,19 @@ def side_by_side(jobs: Iterable[Callable[[Stop], _T]], workers: int) -> Iterator
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)                # the count set last is what new threads begin with
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread for what this thread does inside."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def all_side_by_side(jobs: Iterable[Callable[[Stop], _T]], workers: int) -> list[_T]:

@@ -25,6 +25,7 @@ from pipeline.plane.source import fingerprint, mixture_of
 from pipeline.progress import Progress
 from pipeline.records import Checkpoint, Receipt, Snapshot, Verdict, Version
 from pipeline.runs import Run
+from pipeline.side_by_side import one_thread
 from pipeline.store import Store
 from pipeline.walk import Planned, obey
 from pipeline.wording import counted
@@ -118,7 +119,8 @@ def _trained(config: Config, recipe: MixtureRecipe, index: int, of: int, folder:
                         value=look.value, modes=float(look.modes), high_quality=look.high_quality)
 
     try:
-        run = train_mixture(mixture_of(config), recipe, seed, on_look=on_look)
+        with one_thread():                           # of some thousand weights: two wait for one another, beside other work for long
+            run = train_mixture(mixture_of(config), recipe, seed, on_look=on_look)
     except GanError as e:
         raise TrainingFailed(str(e)) from e
     folder.put(key, save_run(run))
@@ -134,7 +136,8 @@ def evaluate(config: Config, run: Run, progress: Progress) -> PlaneScorecard:
     """Measures every training's generator, and the true mixture in its place."""
     progress.stage("evaluate")
     began = time.monotonic()
-    scorecard = measuring.measure(trainings(config, run.folder), config.evaluate.samples, 0.0)
+    with one_thread():
+        scorecard = measuring.measure(trainings(config, run.folder), config.evaluate.samples, 0.0)
     measuring.check_finite(scorecard)
     scorecard = dataclasses.replace(scorecard, seconds=round(time.monotonic() - began, 3))
     run.folder.put_json(keys.SCORECARD, scorecard.to_json())
