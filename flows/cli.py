@@ -1,9 +1,13 @@
 """The `ganmill` command. Heavy packages are imported in the commands, so that `--help` answers at once."""
 
+import contextlib
 import json
 import os
+import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +19,8 @@ app = typer.Typer(
     name="ganmill", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Train a GAN on a labelled image dataset, measure whether its images help, publish them exactly once.",
 )
+
+STOP_WITHIN_S = 20.0         # of SIGTERM: container platforms kill after thirty
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -166,10 +172,12 @@ def _finish(work: Callable[[], dict[str, Any]], as_json: bool, resume: str | Non
     """Runs `work`, prints its one-line result (or its one clear message) and exits with its status."""
     from pipeline.errors import GanmillError, Interrupted
 
+    stopped = "stopped; everything finished is kept" + (f". Continue with: {resume}" if resume else "")
     try:
-        result = work()
+        with _stopped_like_ctrl_c(lambda: _give_up(stopped, as_json)):
+            result = work()
     except (KeyboardInterrupt, Interrupted):
-        _fail(130, "stopped; everything finished is kept" + (f". Continue with: {resume}" if resume else ""), as_json)
+        _fail(130, stopped, as_json)
     except GanmillError as e:
         _fail(e.exit_status, str(e), as_json, kind=type(e).__name__, **getattr(e, "details", {}))
     except BrokenPipeError:
@@ -185,6 +193,55 @@ def _finish(work: Callable[[], dict[str, Any]], as_json: bool, resume: str | Non
             typer.echo(text, err=True)
         else:
             typer.echo(text)
+
+
+@contextlib.contextmanager
+def _stopped_like_ctrl_c(give_up: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM (a service manager's stop, `timeout`, a container's end) and SIGHUP (a terminal that closes) end what is inside as Ctrl-C
+    does, so that nothing stays behind; but where somebody handles or ignores them already, as `nohup` does.
+
+    Args:
+        give_up: called if that takes too long: all of a command's processes may have been sent the signal, and Ray waits for its own
+            for minutes. Must end this process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield                                        # only there may handlers be set
+        return
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    told, tell = os.pipe()                           # of every signal, whoever handles it by then: Prefect has a handler of its own
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(told, frozenset(ours), give_up), daemon=True, name="stop")
+    watch.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(tell)
+        watch.join()
+        os.close(told)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _watch(told: int, deadly: frozenset[int], give_up: Callable[[], None]) -> None:
+    """Gives up so long after a deadly signal was told of, unless the pipe ends before."""
+    while number := os.read(told, 1):
+        if number[0] in deadly and not select.select([told], [], [], STOP_WITHIN_S)[0]:
+            give_up()
+
+
+def _give_up(message: str, as_json: bool) -> None:
+    """Ends the process at once, and what it started of Ray."""
+    from pipeline.cluster import leave_nothing
+
+    leave_nothing()
+    try:
+        _fail(130, message, as_json)
+    finally:
+        os._exit(1)
 
 
 def _unexpected(error: Exception) -> str:

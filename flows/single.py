@@ -1,10 +1,15 @@
 """Runs started from the command line: the whole flow in this process, or one stage without Prefect."""
 
 import contextlib
+import ctypes
+import functools
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from flows.errors import PrefectError
@@ -15,6 +20,7 @@ from pipeline.records import Checkpoint
 from pipeline.redaction import hide_secrets
 from pipeline.runs import Run
 
+PR_SET_PDEATHSIG = 1         # <linux/prctl.h>
 _STARTUP = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 
 
@@ -63,23 +69,30 @@ def _augment_here(settings: Config, path: Path, overrides: list[str], run_id: st
 
 
 def _start_small_server() -> None:
-    """Starts Prefect's own small server where PREFECT_API_URL names none, deaf to Ctrl-C.
+    """Starts Prefect's own small server where PREFECT_API_URL names none, in a session of its own.
 
-    A terminal sends Ctrl-C to every process of the command. With its server gone, Prefect asks it for a minute and more, again and
-    again, before the run may end. Its process inherits the blocked signal; at the run's end Prefect stops it by another.
+    A terminal sends Ctrl-C to every process of the command, and `timeout` sends SIGTERM. With its server gone, Prefect asks it for a
+    minute and more, again and again, before the run may end. At the run's end Prefect stops it; where the run is killed, Linux does.
     """
     if os.environ.get("PREFECT_API_URL"):
         return
     from prefect.client.orchestration import get_client
+    from prefect.server.api import server
 
     from pipeline.cluster import importing_ahead
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with importing_ahead():
-            get_client(sync_client=True)             # none is started where Prefect's profile names one
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    start = functools.partial(subprocess.Popen, start_new_session=True, preexec_fn=_ends_with_this_thread())
+    by_this_alone: Any = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)
+    server.subprocess = by_this_alone                # it starts and ends its process
+    with importing_ahead():
+        get_client(sync_client=True)                 # none is started where Prefect's profile names one
+
+
+def _ends_with_this_thread() -> Callable[[], object] | None:
+    """What a new process calls to be killed once the thread that started it has gone; None where only Linux could."""
+    if sys.platform != "linux":
+        return None
+    return functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.nodes import check_software, copy_code
-from pipeline.cluster.processes import below, see_off
+from pipeline.cluster.processes import below, inheriting, see_off
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.scheduling import giving_way, local_cpus, threads_asked
@@ -24,6 +25,7 @@ from pipeline.wording import counted
 
 OBJECT_STORE_BYTES = 256 * 2**20                     # specs and receipts travel through it, images don't
 CONNECT_TIMEOUT_S = 5.0
+_temp_folders: set[Path] = set()                     # of clusters that this process has started
 
 _WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",        # how often the controller polls: 2 s by default; costs 1 % of a core
@@ -105,7 +107,8 @@ def connected(config: Config) -> Iterator[None]:
     own = {**_LOCAL_ENV, "TORCHINDUCTOR_CACHE_DIR": str(temp / "torchinductor")} if temp is not None else {}
     try:
         with _environment(own):
-            _init(config.cluster.address, temp, config.cluster.ship_code)
+            with _sigterm_as_it_was():
+                _init(config.cluster.address, temp, config.cluster.ship_code)
             _check_size(config)
             if not local:
                 check_software(config.cluster.address)
@@ -115,7 +118,30 @@ def connected(config: Config) -> Iterator[None]:
         ray.shutdown()
         see_off(ours)
         if temp is not None:
-            shutil.rmtree(temp, ignore_errors=True)
+            _remove(temp)
+
+
+def leave_nothing() -> None:
+    """For a process that must end at once: ends what it started of Ray, and removes its folders. Nothing works afterwards."""
+    for temp in list(_temp_folders):
+        see_off([*below(str(temp)), *inheriting(str(temp))], patience_s=1.0)
+        _remove(temp)
+
+
+def _remove(temp: Path) -> None:
+    shutil.rmtree(temp, ignore_errors=True)
+    _temp_folders.discard(temp)
+
+
+@contextlib.contextmanager
+def _sigterm_as_it_was() -> Iterator[None]:
+    """What is inside may set another handler of SIGTERM: Ray's takes it for a crash, and aborts the process three seconds later."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -168,7 +194,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _temp_folder() -> Path:
     """A new folder whose path is short enough for Ray's sockets (107 bytes, of which Ray needs 62)."""
     base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="gm-", dir=base if len(base) <= 33 else "/tmp"))
+    temp = Path(tempfile.mkdtemp(prefix="gm-", dir=base if len(base) <= 33 else "/tmp"))
+    _temp_folders.add(temp)
+    return temp
 
 
 def is_jobs_url(address: str) -> bool:

@@ -5,6 +5,7 @@ TrainController, some 400 MB) and would stay for ever.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 
@@ -24,6 +25,16 @@ def below(mark: str) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):              # it ended meanwhile
             if any(mark in word for word in child.cmdline()):
                 found += [child, *child.children(recursive=True)]
+    return found
+
+
+def inheriting(mark: str) -> list[psutil.Process]:
+    """Every process but this one whose environment names `mark`, the cluster's own folder: for when its raylet has gone."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):         # it ended meanwhile, or is somebody else's
+            if process.pid != os.getpid() and any(mark in value for value in process.environ().values()):
+                found.append(process)
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ def manifest_of(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_the_printed_command_resumes(command: Command) -> None:
+@pytest.mark.parametrize("stop", [
+    lambda pid: os.killpg(pid, signal.SIGINT),       # as a terminal does: to Prefect's small server and Ray's processes too
+    lambda pid: os.killpg(pid, signal.SIGTERM),      # as `timeout` and service managers do
+    lambda pid: os.kill(pid, signal.SIGTERM),        # as a container's end does
+], ids=["ctrl-c", "sigterm-to-all", "sigterm"])
+def test_a_stop_leaves_nothing_and_the_printed_command_resumes(command: Command, stop: Callable[[int], None]) -> None:
     config = command.config(train={"model": "dcgan", "budget": {"kimg": 60}, "options": {"width": 8}})
     process = command.start("run", str(config), "--run-id", "stopped")
     metrics = command.folder / "out/tiny/runs/stopped/metrics.jsonl"
@@ -82,7 +88,7 @@ def test_ctrl_c_stops_cleanly_and_the_printed_command_resumes(command: Command) 
     while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     assert process.poll() is None, process.communicate()[1]
-    os.killpg(process.pid, signal.SIGINT)            # as a terminal does: to Prefect's small server and Ray's processes too
+    stop(process.pid)
     _, err = process.communicate(timeout=45)         # Prefect would ask a server that is gone for a minute and more
     assert process.returncode == 1
     assert "Traceback" not in err
