@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from gan import ema
 from gan.checkpoint import read_tensors, write_tensors
 from gan.errors import BadCheckpoint, BadData, BadRecipe, TrainingDiverged
-from gan.losses import logistic_d, loss_by_name
+from gan.losses import LOSSES, logistic_d, loss_by_name
 from gan.mixtures import MIXTURES, Mixture, ModeFigures, mode_figures
 from gan.networks.mlp import perceptron
 from gan.penalties import squared_gradient_norm
+from gan.recipe import MOST_RATE, check_fields
 from gan.rejection import Rejection, fit, logistic_line, sift
 from gan.sampler import splitmix64
 from gan.sampling import latents
@@ -41,6 +42,13 @@ LOOKS = 40                   # times that the value function is measured in a ru
 LOOK_POINTS = 2000
 PACGAN_POINTS = 2500         # by which PacGAN's tables are made
 RULE_POINTS = 20_000         # of each kind, by which D's word is calibrated
+# name: (lowest, highest), both allowed
+_RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, 1_000_000_000), "seconds": (1e-6, 1_000_000_000), "batch_size": (1, 65_536), "packing": (1, 1000), "gamma": (0, MOST_RATE),
+    "gamma_end": (0, MOST_RATE), "penalty_every": (1, 1_000_000), "noise": (0, 1000), "noise_end": (0, 1000), "noise_until": (0, 1),
+    "lr_g": (0, MOST_RATE), "lr_d": (0, MOST_RATE), "lr_floor": (0, 1), "beta1": (0, 0.9999), "beta2": (0, 0.999999), "width": (1, 2048),
+    "depth": (1, 16), "z_dim": (1, 1024), "steepness": (0, 1000), "octaves": (0, 16), "ema_half_life_steps": (0, 1_000_000_000),
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,7 @@ class MixtureRecipe:
     reject: bool = True                              # what is minted is drawn until D lets it pass; with packing nothing is rejected
 
     def __post_init__(self) -> None:
-        whole = (self.steps, self.batch_size, self.packing, self.width, self.depth, self.z_dim, self.penalty_every)
-        if min(whole) < 1 or (self.seconds is not None and self.seconds <= 0):
-            raise BadRecipe("steps, batch_size, packing, width, depth, z_dim and penalty_every must be at least 1, seconds above 0")
-        if not isinstance(self.reject, bool):
-            raise BadRecipe(f"reject {self.reject!r}: must be true or false")
-        loss_by_name(self.loss)
+        check_fields(self, _RANGES, {"loss": tuple(LOSSES)})
 
     @property
     def points_a_step(self) -> int:
@@ -172,7 +175,6 @@ def train_mixture(mixture: Mixture, recipe: MixtureRecipe | None = None, seed: i
         on_look: called with the progress 0 … 1 and the latest measurement, some forty times.
 
     Raises:
-        BadRecipe: no such loss, or a length below 1.
         TrainingDiverged: a loss is not finite.
     """
     recipe = recipe or MixtureRecipe()

@@ -281,6 +281,8 @@ def choose(model: str, resolution: int, channels: int, images_per_class: Sequenc
     except UnknownOption as e:                       # which may be a field of the recipe, misspelt
         raise UnknownOption(e.family, e.names, e.known, ("width", "z_dim", *sorted(recipe_fields))) from None
     recipe = Recipe().replace(changes).replace(given)
+    if recipe.objective != (served := changes.get("objective", "adversarial")):
+        raise BadRecipe(f"objective {recipe.objective!r}: family {family} is trained by {served} alone")
     kept = f"; samples come from {recipe.snapshots} generators kept along the run" if recipe.snapshots > 1 else ""
     return spec, recipe, (reason or f"{family}: as asked{_caution(family, case)}") + kept
 

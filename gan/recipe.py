@@ -9,7 +9,7 @@ from typing import Any
 
 from gan.augment import Augmentation
 from gan.errors import BadRecipe
-from gan.losses import loss_by_name
+from gan.losses import LOSSES
 
 MOST_SNAPSHOTS = 100         # each is a generator more in every checkpoint
 
@@ -178,7 +178,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise BadRecipe(f"--set {pair!r}: must be NAME=VALUE")
         try:
             found[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:                           # no JSON, or a whole number of thousands of digits
             found[name] = {"True": True, "False": False, "None": None}.get(text, text)
     return found
 
@@ -189,57 +189,69 @@ def _from(cls: type[Recipe], data: Mapping[str, Any]) -> Recipe:
     if unknown:
         raise BadRecipe(f"no hyper-parameter is called {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     values = dict(data)
-    if isinstance(values.get("augment"), Mapping):
-        try:
-            values["augment"] = Augmentation(**values["augment"])
-        except TypeError as e:
-            raise BadRecipe(f"augment: {e}") from e
+    if isinstance(augment := values.get("augment"), Mapping):
+        transforms = [f.name for f in dataclasses.fields(Augmentation)]
+        if unknown := sorted(set(augment) - set(transforms)):
+            raise BadRecipe(f"augment has no {', '.join(unknown)}; known: {', '.join(transforms)}")
+        values["augment"] = Augmentation(**augment)
     return cls(**values)
 
 
-_CHOICES = {
+_CHOICES: dict[str, Sequence[str]] = {
     "objective": ("adversarial", "variational", "reconstruction"),
+    "loss": tuple(LOSSES),
     "lr_schedule": ("constant", "cosine", "linear"),
     "optimizer": ("adam", "rmsprop"),
     "precision": ("float32", "bf16"),
     "penalty_precision": ("float32", "bf16"),
 }
+_LONG = 1_000_000_000        # kimg or seconds
+MOST_RATE = 1e30             # of rates and weights, so that they stay numbers in float32
 # name: (lowest, highest), both allowed
 _RANGES: dict[str, tuple[float, float]] = {
-    "total_kimg": (1e-6, math.inf), "total_seconds": (1e-6, math.inf), "lr_g": (0, math.inf), "lr_d": (0, math.inf),
-    "lr_floor": (0, 1), "lr_hold": (0, 0.999), "warmup": (0, 0.999), "beta1": (0, 0.9999), "beta2": (0, 0.999999),
-    "beta2_start": (0, 0.999999), "r1_gamma": (0, math.inf), "r2_gamma": (0, math.inf), "gamma_decay": (1e-9, 1e9),
-    "penalty_step": (0, math.inf), "penalty_share": (1e-3, 1), "wgan_gp_weight": (0, math.inf), "clip": (0, math.inf),
-    "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "label_ramp": (0, 1), "class_noise": (0, math.inf),
-    "class_pooling": (0, math.inf), "checkpoint_every_kimg": (1e-6, math.inf), "checkpoint_every_s": (1e-6, math.inf),
-    "snapshots": (1, MOST_SNAPSHOTS), "snapshots_from": (0, 0.999), "min_diversity": (0, 1), "metrics_every_s": (0, math.inf),
+    "total_kimg": (1e-6, _LONG), "total_seconds": (1e-6, _LONG), "batch_size": (2, 65_536), "d_steps": (1, 1000),
+    "lr_g": (0, MOST_RATE), "lr_d": (0, MOST_RATE), "lr_floor": (0, 1), "lr_hold": (0, 0.999), "warmup": (0, 0.999),
+    "beta1": (0, 0.9999), "beta2": (0, 0.999999), "beta2_start": (0, 0.999999), "r1_gamma": (0, MOST_RATE), "r2_gamma": (0, MOST_RATE),
+    "gamma_decay": (1e-9, 1e9), "penalty_every": (1, 1_000_000), "penalty_step": (0, 1000), "penalty_share": (1e-3, 1),
+    "wgan_gp_weight": (0, MOST_RATE), "clip": (0, MOST_RATE), "kl_weight": (0, 1_000_000), "ema_half_life_kimg": (0, _LONG),
+    "ema_ramp": (0, 1000), "ema_every": (1, 1_000_000), "snapshots": (1, MOST_SNAPSHOTS), "snapshots_from": (0, 0.999),
+    "augment_p": (0, 1), "augment_ramp": (0, 1), "label_prior_tau": (0, 1), "feature_steps": (1, 1_000_000), "label_ramp": (0, 1),
+    "class_noise": (0, MOST_RATE), "class_pooling": (0, MOST_RATE), "checkpoints": (1, 1_000_000),
+    "checkpoint_every_kimg": (1e-6, _LONG), "checkpoint_every_s": (1e-6, _LONG), "grids": (0, 1_000_000), "min_diversity": (0, 1),
+    "restarts": (0, 1000), "metrics_every_s": (0, _LONG),
 }
-_WHOLE = {"batch_size": 2, "d_steps": 1, "penalty_every": 1, "ema_every": 1, "feature_steps": 1, "snapshots": 1, "checkpoints": 1,
-          "grids": 0, "restarts": 0}
-_FLAGS = ("joint_pass", "fresh_g_batch", "channels_last")
-_OPTIONAL = ("total_kimg", "total_seconds", "beta2_start", "checkpoint_every_kimg", "checkpoint_every_s")
+
+
+def check_fields(given: Any, ranges: Mapping[str, tuple[float, float]], choices: Mapping[str, Sequence[str]], within: str = "") -> None:
+    """Checks every field of a dataclass by its type; a number must have a range, a text its choices.
+
+    Args:
+        ranges: lowest and highest value by field, both allowed; None is too where it is the default.
+        within: what comes before a field's name in the message.
+
+    Raises:
+        BadRecipe: names the field, its value and what is allowed.
+    """
+    for f in dataclasses.fields(given):
+        name, value = f.name, getattr(given, f.name)
+        if f.type is bool:
+            right, wanted = isinstance(value, bool), "true or false"
+        elif f.type is str:
+            right, wanted = value in choices[name], f"one of {', '.join(choices[name])}"
+        elif f.type is Augmentation:
+            right, wanted = isinstance(value, Augmentation), "an Augmentation"
+        else:
+            (low, high), kind = ranges[name], int if f.type is int else int | float
+            number = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+            right = number or (value is None and f.default is None)
+            wanted = f"a {'whole ' if kind is int else ''}number from {low:,} to {high:,}"
+        if not right:
+            raise BadRecipe(f"{within}{name} {value!r}: must be {wanted}")
 
 
 def _check(recipe: Recipe) -> None:
-    for name, allowed in _CHOICES.items():
-        if getattr(recipe, name) not in allowed:
-            raise BadRecipe(f"{name} {getattr(recipe, name)!r}: must be one of {', '.join(allowed)}")
-    for name, (low, high) in _RANGES.items():
-        value = getattr(recipe, name)
-        if value is None and name in _OPTIONAL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise BadRecipe(f"{name} {value!r}: must be a number from {low:g} to {high:g}")
-    for name, least in _WHOLE.items():
-        value = getattr(recipe, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BadRecipe(f"{name} {value!r}: must be a whole number of at least {least}")
-    for name in _FLAGS:
-        if not isinstance(getattr(recipe, name), bool):
-            raise BadRecipe(f"{name} {getattr(recipe, name)!r}: must be true or false")
-    loss_by_name(recipe.loss)
-    if not isinstance(recipe.augment, Augmentation):
-        raise BadRecipe(f"augment {recipe.augment!r}: must be an Augmentation")
+    check_fields(recipe, _RANGES, _CHOICES)
+    check_fields(recipe.augment, {}, {}, "augment.")
     if recipe.penalty_step > 0 and recipe.penalty_precision != "float32":
         raise BadRecipe("penalty_step takes the difference of two almost equal numbers: it needs penalty_precision float32")
     if recipe.total_kimg is not None and recipe.total_seconds is not None:

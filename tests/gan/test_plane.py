@@ -69,9 +69,10 @@ def test_budget_in_seconds_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("change", [{"packing": 0}, {"steps": 0}, {"loss": "lsgan"}, {"seconds": -1.0}, {"z_dim": 0},
-                                    {"penalty_every": 0}, {"reject": 1}])
+                                    {"penalty_every": 0}, {"reject": 1}, {"lr_g": -1e-3}, {"width": 10**6}, {"gamma": math.nan},
+                                    {"width": "wide"}])
 def test_refusals(change: dict) -> None:
-    with pytest.raises(BadRecipe):
+    with pytest.raises(BadRecipe, match=next(iter(change))):
         MixtureRecipe(**change)
 
 

@@ -87,7 +87,9 @@ def test_overrides_by_name() -> None:
     ({"model": "biggan"}, UnknownFamily), ({"resolution": 30}, UnsupportedSpec), ({"channels": 2}, UnsupportedSpec),
     ({"images_per_class": []}, UnsupportedSpec), ({"options": {"petals": 3}}, UnsupportedSpec),
     ({"options": {"lr_g": "fast"}}, BadRecipe), ({"batch_size": 1}, BadRecipe),
-    ({"options": {"g_blocks": 0.5}}, GanError),
+    ({"options": {"g_blocks": 0.5}}, GanError), ({"options": {"objective": "variational"}}, BadRecipe),
+    ({"model": "vae", "options": {"objective": "adversarial"}}, BadRecipe),
+    ({"model": "autoencoder", "options": {"objective": "variational"}}, BadRecipe),
 ])
 def test_impossible_choices_are_refused(change: dict, error: type) -> None:
     arguments = {"model": "dcgan", "resolution": 32, "channels": 1, "images_per_class": [5], "budget": Budget(kimg=1)}
