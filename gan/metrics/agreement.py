@@ -3,15 +3,18 @@
 import torch
 from torch import Tensor
 
+from gan.metrics.distances import check_finite
+
 
 def agreement(logits: Tensor, labels: Tensor) -> tuple[float, dict[int, float]]:
     """Share of rows whose largest of logits (n, classes) is at `labels` (n,): over all rows, and by class present.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or a logit that is not finite.
     """
     if len(labels) == 0:
         raise ValueError("no rows")
+    check_finite(logits)
     right = logits.argmax(dim=1) == labels
     per_class = {int(c): float(right[labels == c].double().mean()) for c in torch.unique(labels)}
     return float(right.double().mean()), per_class

@@ -8,14 +8,25 @@ from torch import Tensor
 BLOCK_FLOATS = 8_000_000                             # a block of distances: 32 MB in float32
 
 
+def check_finite(*sets: Tensor) -> None:
+    """Raises `ValueError` where a set of features or logits holds NaN or infinity: comparisons with these are false, whatever they ask."""
+    if not all(torch.isfinite(rows).all() for rows in sets):
+        raise ValueError("features hold NaN or infinity")
+
+
 def distance_blocks(a: Tensor, b: Tensor, block_floats: int = BLOCK_FLOATS) -> Iterator[tuple[int, Tensor]]:
     """Yields (first row, squared distances (rows, m)) for a (n, d) against b (m, d), in the dtype of `a`.
 
     By ‖x‖² + ‖y‖² - 2⟨x, y⟩ about b's mean (less cancellation), never below 0. The block may be changed in place.
+
+    Raises:
+        ValueError: a value that is not finite, or whose square isn't.
     """
+    check_finite(a, b)
     centre = b.mean(dim=0) if len(b) else 0.0
     a, b = a - centre, b - centre
     squares = b.square().sum(dim=1)
+    check_finite(4 * squares, 4 * a.square().sum(dim=1))   # (‖x‖ + ‖y‖)² is four times the larger at most
     rows = max(1, block_floats // max(1, len(b)))
     for first in range(0, len(a), rows):
         part = a[first : first + rows]
@@ -30,7 +41,7 @@ def nearest(a: Tensor, b: Tensor, k: int = 1, *, same: bool = False) -> tuple[Te
         same: a and b are one set; a row is then not its own neighbour (equal rows elsewhere are, at distance 0).
 
     Raises:
-        ValueError: fewer than k neighbours.
+        ValueError: fewer than k neighbours, or see `distance_blocks`.
     """
     available = len(b) - 1 if same else len(b)
     if available < k or k < 1:

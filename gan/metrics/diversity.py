@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gan.metrics.distances import distance_blocks
+from gan.metrics.distances import check_finite, distance_blocks
 
 
 def spread(features: Tensor) -> float:
@@ -22,7 +22,11 @@ def diversity(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tens
     """Class → spread generated / spread real; 1 is as varied as real, 0 is one image over and over.
 
     Classes with fewer than two rows on a side, or whose real rows are all alike, are left out: nothing can be said.
+
+    Raises:
+        ValueError: a value that is not finite.
     """
+    check_finite(real, fake)
     ratios = {}
     for c in torch.unique(torch.cat([real_labels, fake_labels])).tolist():
         of_real, of_fake = spread(real[real_labels == c]), spread(fake[fake_labels == c])

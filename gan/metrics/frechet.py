@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from gan.metrics.distances import check_finite
+
 
 class Gaussian:
     """Mean and covariance of features, gathered batch by batch in float64.
@@ -27,8 +29,7 @@ class Gaussian:
         if features.ndim != 2 or (self.count and features.shape[1] != len(self.mean)):
             width = len(self.mean) if self.count else "d"
             raise ValueError(f"features must be (n, {width}), got {tuple(features.shape)}")
-        if not torch.isfinite(features).all():
-            raise ValueError("features hold NaN or infinity")
+        check_finite(features)
         if len(features) == 0:
             return self
         rows = features.detach().cpu().double()

@@ -4,6 +4,8 @@ on Inception features the KID of Bińkowski et al. 2018."""
 import torch
 from torch import Tensor
 
+from gan.metrics.distances import check_finite
+
 _BLOCK = 2048                                        # rows a side: 32 MB in float64
 
 
@@ -19,10 +21,11 @@ def kernel_distance(
         gamma: 1/d when None.
 
     Raises:
-        ValueError: fewer than two rows in a set.
+        ValueError: fewer than two rows in a set, or a value that is not finite.
     """
     if len(a) < 2 or len(b) < 2:
         raise ValueError(f"the kernel distance needs two rows in each set, got {len(a)} and {len(b)}")
+    check_finite(a, b)
     scale = 1.0 / a.shape[1] if gamma is None else gamma
 
     def total(x: Tensor, y: Tensor) -> float:

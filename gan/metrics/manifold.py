@@ -35,7 +35,7 @@ def manifold(real: Tensor, fake: Tensor, k: int = 5, *, with_recall: bool = True
             leaves recall at NaN.
 
     Raises:
-        ValueError: k other than 1 … rows - 1 in a set whose neighbourhoods are needed, or no generated row.
+        ValueError: k other than 1 … rows - 1 in a set whose neighbourhoods are needed, no generated row, or a value that is not finite.
     """
     if len(fake) == 0:
         raise ValueError("no generated rows")

@@ -40,7 +40,7 @@ def memorisation(
         pairs: how many of the nearest pairs to give, each generated row once.
 
     Raises:
-        ValueError: fewer than two training rows, no held-out or no generated row.
+        ValueError: fewer than two training rows, no held-out or no generated row, or a value that is not finite.
     """
     if len(train) < 2 or len(held_out) == 0 or len(generated) == 0:
         counts = f"{len(train)} training, {len(held_out)} held-out, {len(generated)} generated rows"

@@ -1,6 +1,7 @@
 """Each metric against an oracle or an analytic value, and the same whatever the chunk."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -214,6 +215,28 @@ def test_diversity_by_class_and_what_cannot_be_said() -> None:
     assert got == {0: pytest.approx(0.5), 1: pytest.approx(0, abs=1e-6)}     # 2: one real row; 3: all alike
     assert spread(torch.tensor([[0.0], [1.0], [3.0]])) == pytest.approx(2.0)
     assert math.isnan(spread(x[:1]))
+
+
+@pytest.mark.parametrize("metric", [
+    lambda good, odd: Gaussian(odd), kernel_distance, manifold, lambda good, odd: manifold(good, odd, with_recall=False),
+    lambda good, odd: diversity(good, torch.arange(40) % 2, odd, torch.arange(40) % 2), lambda good, odd: spread(odd),
+    lambda good, odd: memorisation(good, good, odd), lambda good, odd: memorisation(good, odd, good),
+    lambda good, odd: memorisation(odd, good, good), nearest, lambda good, odd: inception_like_score(odd),
+    lambda good, odd: agreement(odd, torch.arange(40) % 3),
+])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_no_number_refuses_the_whole_figure(metric: Callable, value: float) -> None:
+    odd = normal(40, 3, 1)
+    odd[17, 1] = value
+    with pytest.raises(ValueError, match="features hold NaN or infinity"):
+        metric(normal(40, 3, 0), odd)
+
+
+def test_features_too_large_to_square_are_no_new_images() -> None:
+    train, held_out = normal(40, 3, 0, dtype=torch.float32), normal(20, 3, 1, dtype=torch.float32)
+    assert math.isfinite(memorisation(train, held_out, train * 1e18).median_ratio)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        memorisation(train, held_out, train * 1e20)
 
 
 # ---- memorisation -----------------------------------------------------------------------------------------------
