@@ -28,6 +28,14 @@ _MAX_HEADER = 64 * 1024 * 1024
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
            "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
            "BOOL": torch.bool}
+# What JSON a checkpoint tells of itself beside network and recipe. Numbers but the seed are from 0 to `_MOST`.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "seed": (int,), "config_digest": (str,), "data": (str,), "step": (int,), "images_seen": (int,), "kimg": (int, float),
+    "elapsed_s": (int, float), "progress": (int, float), "lr_scale": (int, float), "augment_p": (int, float), "finished": (bool,),
+    "rows_per_class": (list,), "averaged": (bool,), "earlier": (int,), "restarts": (list,), "software": (dict,),
+}
+_LATER: dict[str, Any] = {"earlier": 0, "restarts": []}          # which older files don't have
+_MOST = 2**53
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -120,10 +128,10 @@ def load_generator(data: bytes) -> LoadedGenerator:
     """The generator (averaged weights, evaluation mode) of a checkpoint.
 
     Raises:
-        BadCheckpoint: not a checkpoint of ours, not whole, changed, or of a family unknown here.
+        BadCheckpoint: not a checkpoint of ours, not whole, changed, of a family unknown here, or with weights that are no numbers.
     """
     tensors, meta = read_tensors(data)
-    spec, _ = _spec_and_recipe(meta)
+    spec, recipe = _description(meta)
     try:
         g, d = build(spec, seed=0)
     except (UnknownFamily, UnsupportedSpec) as e:
@@ -132,6 +140,9 @@ def load_generator(data: bytes) -> LoadedGenerator:
     _restore_network(d, tensors, "d")
     earlier = _restore_earlier(g, tensors, meta)
     net = Mixture([*earlier, g]) if earlier else g
+    if odd := [name for name, tensor in net.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise BadCheckpoint(f"the generator's weight {odd[0]} holds NaN or infinity: it can't be sampled")
+    meta = _LATER | meta | {"spec": spec.to_dict(), "recipe": recipe.to_dict()}
     return LoadedGenerator(net.eval().requires_grad_(False), spec, meta, d.eval().requires_grad_(False))
 
 
@@ -153,21 +164,35 @@ def restore(state: TrainState, data: bytes) -> None:
         _restore_optimizer(optimizer, tensors, prefix)
     try:
         torch.set_rng_state(tensors["rng/torch"])
-        state.step, state.elapsed_s = int(meta["step"]), float(meta["elapsed_s"])
-        state.finished, state.restarts = bool(meta["finished"]), tuple(meta.get("restarts", ()))
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+    except (KeyError, TypeError, RuntimeError) as e:
         raise BadCheckpoint(f"the checkpoint lacks what a resume needs: {e}") from e
+    state.step, state.elapsed_s, state.finished = meta["step"], float(meta["elapsed_s"]), meta["finished"]
+    state.restarts = tuple(meta.get("restarts", ()))
 
 
-def _spec_and_recipe(meta: Mapping[str, Any]) -> tuple[NetSpec, Recipe]:
+def _description(meta: Mapping[str, Any]) -> tuple[NetSpec, Recipe]:
+    """Network and recipe, after all that the checkpoint tells of itself was checked: anyone can write a digest that fits.
+
+    Raises:
+        BadCheckpoint: something is missing, of another type, or out of range.
+    """
     try:
-        return NetSpec.from_dict(dict(meta["spec"])), Recipe.from_dict(meta["recipe"])
+        spec, recipe = NetSpec.from_dict({**meta["spec"]}), Recipe.from_dict({**meta["recipe"]})
     except (KeyError, TypeError, UnsupportedSpec, BadRecipe) as e:
         raise BadCheckpoint(f"the checkpoint's description is not understood: {e}") from e
+    told = _LATER | dict(meta)
+    for name, types in _TYPES.items():
+        value = told.get(name)
+        if type(value) not in types or (name != "seed" and isinstance(value, int | float) and not 0 <= value <= _MOST):
+            raise BadCheckpoint(f"the checkpoint's description is not understood: {name} {value!r}")
+    rows, restarts = told["rows_per_class"], told["restarts"]
+    if len(rows) != spec.classes or not all(type(n) is int and n >= 0 for n in rows) or not all(type(reason) is str for reason in restarts):
+        raise BadCheckpoint(f"the checkpoint's description is not understood: rows_per_class must be {spec.classes} counts, restarts text")
+    return spec, recipe
 
 
 def _check_same(state: TrainState, meta: Mapping[str, Any]) -> None:
-    spec, recipe = _spec_and_recipe(meta)
+    spec, recipe = _description(meta)
     differing = []
     for kind, ours, theirs in (("network", state.spec, spec), ("recipe", state.recipe, recipe)):
         for f in dataclasses.fields(ours):
@@ -191,7 +216,8 @@ def _restore_network(network: nn.Module, tensors: Mapping[str, Tensor], prefix: 
     with torch.no_grad():
         for name, tensor in wanted.items():
             if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
-                raise BadCheckpoint(f"weight {prefix}/{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}")
+                there, here = (f"{_NAMES[t.dtype]} {tuple(t.shape)}" for t in (found[name], tensor))
+                raise BadCheckpoint(f"weight {prefix}/{name} is {there}, not {here}")
             tensor.copy_(found[name])
 
 
@@ -216,8 +242,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     for name, tensor in tensors.items():
         if not name.startswith(f"{prefix}/"):
             continue
-        index, slot = name.removeprefix(f"{prefix}/").split("/", 1)
-        if not index.isdecimal() or int(index) >= len(parameters):
+        index, _, slot = name.removeprefix(f"{prefix}/").partition("/")
+        if not slot or index not in map(str, range(len(parameters))):
             raise BadCheckpoint(f"optimizer state {name} fits no weight")
         parameter = parameters[int(index)]
         if tensor.dim() == 0:
@@ -256,7 +282,10 @@ def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         BadCheckpoint: with the reason.
     """
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[8:9] != b"{"):
+    zipped = data[:4] == b"PK\x03\x04"
+    if zipped and b"data.pkl" not in data[:512]:
+        raise BadCheckpoint("this is a zip archive (an .npz?), not a checkpoint; only safetensors are read")
+    if zipped or (data[:1] == b"\x80" and data[8:9] != b"{"):
         raise BadCheckpoint("this is a pickle (torch.save), which could run code when read; only safetensors are read")
     if len(data) < 8 or not 2 <= (length := struct.unpack("<Q", data[:8])[0]) <= min(_MAX_HEADER, len(data) - 8):
         raise BadCheckpoint("not a safetensors file, or cut off within its header")
@@ -274,7 +303,7 @@ def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     body = memoryview(data)[8 + length:]
     try:
         return {name: _read_tensor(name, entry, body) for name, entry in header.items()}, meta
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as e:
         raise BadCheckpoint(f"a tensor's entry in the header is malformed: {e}") from e
 
 

@@ -392,7 +392,8 @@ def load_run(data: bytes) -> MixtureRun:
         BadCheckpoint: not whole, not ours, or of images instead of points.
     """
     tensors, meta = read_tensors(data)
-    if (family := meta.get("spec", {}).get("family")) != "plane":
+    spec = meta.get("spec")
+    if (family := spec.get("family") if isinstance(spec, dict) else spec) != "plane":
         raise BadCheckpoint(f"the checkpoint is of family {family}, which makes images, not points on the plane")
     try:
         recipe = MixtureRecipe(**meta["recipe"])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from gan.errors import UnknownOption, UnsupportedSpec
 
+MOST_CLASSES = 1000
 Option = str | int | float | bool
 
 
@@ -38,12 +39,14 @@ class NetSpec:
         def whole(value: Any, low: int, high: int) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
+        if not isinstance(self.family, str):
+            raise UnsupportedSpec(f"family {self.family!r}: must be a name")
         if not whole(self.resolution, 8, 256) or self.resolution % 4:
             raise UnsupportedSpec(f"resolution {self.resolution!r}: must be a multiple of 4 from 8 to 256")
-        if self.channels not in (1, 3):
+        if not whole(self.channels, 1, 3) or self.channels == 2:
             raise UnsupportedSpec(f"channels {self.channels!r}: must be 1 (grey) or 3 (RGB)")
-        if not whole(self.classes, 1, 1000):
-            raise UnsupportedSpec(f"classes {self.classes!r}: must be from 1 to 1000")
+        if not whole(self.classes, 1, MOST_CLASSES):
+            raise UnsupportedSpec(f"classes {self.classes!r}: must be from 1 to {MOST_CLASSES}")
         if not whole(self.z_dim, 1, 1024):
             raise UnsupportedSpec(f"z_dim {self.z_dim!r}: must be from 1 to 1024")
         if self.width is not None and not whole(self.width, 4, 2048):

@@ -1,10 +1,15 @@
 """Checkpoints: whole, ours, unchanged, or refused by name; nothing is ever executed."""
 
+import contextlib
+import copy
 import io
 import json
+import math
 import pickle
 import struct
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,19 +19,21 @@ from safetensors.torch import save as reference_save
 from torch import Tensor
 
 from gan import checkpoint
-from gan.checkpoint import load_generator, read_tensors, write_tensors
-from gan.errors import BadCheckpoint
-from gan.loop import Hooks, train
+from gan.checkpoint import load_generator, read_tensors, restore, write_tensors
+from gan.errors import BadCheckpoint, CheckpointMismatch
+from gan.loop import Hooks, new_state, train
 from gan.networks import NetSpec
 from gan.recipe import Recipe
 
 SPEC = NetSpec("dcgan", 8, 1, 2, z_dim=8, width=8)
+RECIPE = Recipe(total_kimg=0.064, batch_size=16)
+MISSING = object()
 
 
 @pytest.fixture(scope="module")
 def made(squares: tuple[Tensor, Tensor]) -> tuple[bytes, dict]:
     kept: list[tuple[bytes, dict]] = []
-    train(*squares, SPEC, Recipe(total_kimg=0.064, batch_size=16), seed=4,
+    train(*squares, SPEC, RECIPE, seed=4,
           hooks=Hooks(on_checkpoint=lambda *a: kept.append(a)))
     return kept[-1]
 
@@ -34,7 +41,7 @@ def made(squares: tuple[Tensor, Tensor]) -> tuple[bytes, dict]:
 def test_loads_averaged_weights_ready_to_sample(made: tuple[bytes, dict], squares: tuple[Tensor, Tensor]) -> None:
     data, meta = made
     loaded = load_generator(data)
-    state = train(*squares, SPEC, Recipe(total_kimg=0.064, batch_size=16), seed=4)
+    state = train(*squares, SPEC, RECIPE, seed=4)
     for name, tensor in state.ema.state_dict().items():
         assert torch.equal(loaded.net.state_dict()[name], tensor)
     assert not loaded.net.training and loaded.spec == SPEC
@@ -72,6 +79,10 @@ def test_pickles_are_refused_unopened() -> None:
             load_generator(data)
     with pytest.raises(BadCheckpoint, match="pickle"):
         load_generator(zipped.getvalue())
+    arrays = io.BytesIO()
+    np.savez(arrays, images=np.zeros(3))
+    with pytest.raises(BadCheckpoint, match="zip archive"):
+        load_generator(arrays.getvalue())
 
 
 @settings(max_examples=150, deadline=None)
@@ -124,12 +135,72 @@ def test_other_family_format_and_shapes_are_refused(made: tuple[bytes, dict]) ->
         load_generator(write_tensors({k: v for k, v in tensors.items() if k != "ema/last.bias"}, meta))
 
 
+def tampered(data: bytes, part: str, name: str, value: Any) -> bytes:
+    """With one value of the description (or of its `part`) another, or gone, under a digest that fits."""
+    tensors, meta = read_tensors(data)
+    place = meta[part] if part else meta
+    if value is MISSING:
+        del place[name]
+    else:
+        place[name] = value
+    return write_tensors(tensors, meta)
+
+
+@pytest.mark.parametrize("part", ["", "spec", "recipe"])
+def test_nothing_that_a_tamperer_writes_breaks_the_reader(part: str, made: tuple[bytes, dict], squares: tuple[Tensor, Tensor]) -> None:
+    meta = read_tensors(made[0])[1]
+    for name in meta[part] if part else meta:
+        for value in (MISSING, None, [], {}, "x", [1], [["a"]], 7, -1, 1.5, math.nan, 10**400, True):
+            data = tampered(made[0], part, name, value)
+            state = new_state(*squares, SPEC, RECIPE, 4, torch.device("cpu"))
+            with contextlib.suppress(BadCheckpoint):
+                loaded = load_generator(data)
+                assert len(loaded.meta["rows_per_class"]) == 2 and loaded.meta["recipe"]["objective"] in ("adversarial", "variational")
+            with contextlib.suppress(BadCheckpoint, CheckpointMismatch):
+                restore(state, data)
+                assert state.step == 4 or name == "step"
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("spec", {"family": ["a"]}), ("spec", "x"), ("recipe", "x"), ("rows_per_class", MISSING), ("rows_per_class", 7),
+    ("rows_per_class", [1]), ("rows_per_class", [1, -1]), ("rows_per_class", [1, "2"]), ("averaged", "x"), ("earlier", True), ("step", -1),
+    ("step", 1.5), ("step", 10**400), ("elapsed_s", math.nan), ("finished", 1), ("restarts", "x"), ("restarts", [1]), ("seed", MISSING),
+    ("data", 7), ("software", []), ("kimg", "x"),
+])
+def test_descriptions_of_other_types_are_refused(name: str, value: Any, made: tuple[bytes, dict]) -> None:
+    with pytest.raises(BadCheckpoint, match="not understood"):
+        load_generator(tampered(made[0], "", name, value))
+
+
+def test_files_from_before_a_value_was_told_are_read(made: tuple[bytes, dict], squares: tuple[Tensor, Tensor]) -> None:
+    tensors, meta = read_tensors(made[0])
+    old = write_tensors(tensors,
+                        {name: value for name, value in meta.items() if name not in ("earlier", "restarts")})
+    assert load_generator(old).meta["restarts"] == []
+    state = new_state(*squares, SPEC, RECIPE, 4, torch.device("cpu"))
+    restore(state, old)
+    assert state.step == 4
+
+
+def test_weights_that_are_no_numbers_or_of_another_type_are_refused(made: tuple[bytes, dict], squares: tuple[Tensor, Tensor]) -> None:
+    tensors, meta = read_tensors(made[0])
+    name = "ema/first.weight"
+    broken = copy.deepcopy(tensors[name])
+    broken[0, 0] = math.nan
+    for tensor, words in ((broken, "first.weight holds NaN"), (tensors[name].double(), r"is F64 \(.*\), not F32 \(")):
+        with pytest.raises(BadCheckpoint, match=words):
+            load_generator(write_tensors(tensors | {name: tensor}, meta))
+    for odd in ("opt_g/3", "opt_g//step", "opt_g/999/step", "opt_g/x/step"):
+        with pytest.raises(BadCheckpoint, match="fits no weight"):
+            restore(new_state(*squares, SPEC, RECIPE, 4, torch.device("cpu")), write_tensors(tensors | {odd: torch.tensor(1.0)}, meta))
+
+
 def test_malformed_entries_are_refused(made: tuple[bytes, dict]) -> None:
     tensors, meta = {"a": torch.zeros(4)}, made[1]
     good = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     assert torch.equal(read_tensors(forge(tensors, meta, good))[0]["a"], tensors["a"])
     for entry in (good | {"data_offsets": [0, 12]}, good | {"shape": [5]}, good | {"dtype": "F99"}, {"shape": [4]}, 7,
-                  good | {"shape": [-4]}, good | {"data_offsets": [16, 32]}, good | {"data_offsets": [0]}):
+                  good | {"shape": [-4]}, good | {"shape": [math.inf]}, good | {"data_offsets": [16, 32]}, good | {"data_offsets": [0]}):
         with pytest.raises(BadCheckpoint, match="malformed"):
             read_tensors(forge(tensors, meta, entry))
 

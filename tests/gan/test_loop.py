@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gan import loop
-from gan.checkpoint import load_generator
+from gan.checkpoint import load_generator, read_tensors
 from gan.errors import BadData, BadRecipe, CheckpointMismatch, TrainingDiverged
 from gan.loop import Hooks, train
 from gan.networks import NetSpec
@@ -64,15 +64,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(family: str, variant: dict, sq
     family, _, extra = family.partition("+")
     options = ((extra, 8),) if extra else ()
     spec, recipe = NetSpec(family, 8, 1, 2, z_dim=8, width=8, options=options), SHORT.replace({"total_kimg": 0.24, **variant})
-    whole = train(*squares, spec, recipe, seed=3)
     kept: list[bytes] = []
+    whole = train(*squares, spec, recipe, seed=3, hooks=Hooks(on_checkpoint=lambda data, _: kept.append(data)))
+    of_whole = read_tensors(kept[-1])[0]
+    torch.manual_seed(99)                             # as another process would have it
     calls = iter(range(1000))
     stopped = train(*squares, spec, recipe, seed=3,
                     hooks=Hooks(should_stop=lambda: next(calls) == 6, on_checkpoint=lambda data, _: kept.append(data)))
     assert not stopped.finished and stopped.step == 7 < whole.step == 15
     torch.manual_seed(123)                            # whatever happened between has no say
-    resumed = train(*squares, spec, recipe, seed=3, resume=kept[-1])
+    resumed = train(*squares, spec, recipe, seed=3, resume=kept[-1], hooks=Hooks(on_checkpoint=lambda data, _: kept.append(data)))
     assert resumed.step == whole.step
+    assert all(torch.equal(of_whole[name], tensor) for name, tensor in read_tensors(kept[-1])[0].items())
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(resumed)[name], tensor), name
 
