@@ -118,7 +118,6 @@ def save(state: TrainState) -> tuple[bytes, dict[str, Any]]:
     for prefix, optimizer in (("opt_g", state.opt_g), ("opt_d", state.opt_d)):
         for index, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"{prefix}/{index}/{name}": torch.as_tensor(t) for name, t in slots.items() if t is not None}
-    tensors["rng/torch"] = torch.get_rng_state()
     meta = state.meta()
     data = write_tensors(tensors, meta)
     return data, meta | {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -149,6 +148,8 @@ def load_generator(data: bytes) -> LoadedGenerator:
 def restore(state: TrainState, data: bytes) -> None:
     """Puts a freshly built state where the checkpoint left off; memory layout and device stay the state's.
 
+    No random state is needed: all draws follow from seed and step (see `gan.sampler`). Older files hold torch's, which had no say.
+
     Raises:
         BadCheckpoint: as for `load_generator`.
         CheckpointMismatch: it was made by another network, recipe, seed or data; names what differs.
@@ -162,10 +163,6 @@ def restore(state: TrainState, data: bytes) -> None:
     state.earlier = tuple(network.requires_grad_(False).eval() for network in _restore_earlier(state.ema, tensors, meta))
     for prefix, optimizer in (("opt_g", state.opt_g), ("opt_d", state.opt_d)):
         _restore_optimizer(optimizer, tensors, prefix)
-    try:
-        torch.set_rng_state(tensors["rng/torch"])
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise BadCheckpoint(f"the checkpoint lacks what a resume needs: {e}") from e
     state.step, state.elapsed_s, state.finished = meta["step"], float(meta["elapsed_s"]), meta["finished"]
     state.restarts = tuple(meta.get("restarts", ()))
 

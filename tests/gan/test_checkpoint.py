@@ -174,12 +174,13 @@ def test_descriptions_of_other_types_are_refused(name: str, value: Any, made: tu
 
 def test_files_from_before_a_value_was_told_are_read(made: tuple[bytes, dict], squares: tuple[Tensor, Tensor]) -> None:
     tensors, meta = read_tensors(made[0])
-    old = write_tensors(tensors,
+    before = torch.get_rng_state()
+    old = write_tensors(tensors | {"rng/torch": before.flip(0)},
                         {name: value for name, value in meta.items() if name not in ("earlier", "restarts")})
     assert load_generator(old).meta["restarts"] == []
     state = new_state(*squares, SPEC, RECIPE, 4, torch.device("cpu"))
     restore(state, old)
-    assert state.step == 4
+    assert state.step == 4 and torch.equal(torch.get_rng_state(), before)
 
 
 def test_weights_that_are_no_numbers_or_of_another_type_are_refused(made: tuple[bytes, dict], squares: tuple[Tensor, Tensor]) -> None:
