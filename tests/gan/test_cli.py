@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +61,70 @@ assert not {{'safetensors', 'scipy', 'sklearn', 'PIL'}} & set(sys.modules)
     subprocess.run([sys.executable, "-S", "-c", script], cwd=tmp_path, check=True, timeout=120)
 
 
-def test_help_and_bad_input_is_one_line(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_commands() -> None:
     told = subprocess.run([sys.executable, "-m", "gan", "--help"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "train" in told.stdout and "sample" in told.stdout
-    bad = tmp_path / "bad.safetensors"
-    bad.write_bytes(b"\x80\x04rubbish")
-    cases = [["sample", str(bad), "--out", str(tmp_path / "x.npz")], ["sample", str(tmp_path / "no"), "--out", "x"],
-             ["train", str(bad), "--out", "x", "--kimg", "1"],
-             ["train", str(data), "--out", "x", "--kimg", "1", "--set", "learning_rate=1"]]
-    for case in cases:
-        assert main(case) in (1, 2)
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("error: ") and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ("sample pickle --out x.npz", "this is a pickle"), ("sample data.npz --out x.npz", "this is a zip archive"),
+    ("sample nothere --out x.npz", "nothere"), ("info .", "Is a directory"),
+    ("train pickle --out x --kimg 1", "plain arrays"), ("train text.npz --out x --kimg 1", "plain arrays"),
+    ("train damaged.npz --out x --kimg 1", "plain arrays"), ("train raw.npz --out x --kimg 1", "uint8"),
+    ("train nothere.npz --out x --kimg 1", "nothere.npz"),
+    ("train data.npz --out x --kimg 1 --set learning_rate=1", "learning_rate"),
+    ("train data.npz --out x --kimg 1 --set width=1", "width 1"),
+    ("train data.npz --out x --kimg nan", "total_kimg nan"), ("train data.npz --out x --kimg 1 --set kl_weight=x", "kl_weight 'x'"),
+    ("train data.npz --out x --kimg 1 --set objective=variational", "trained by adversarial alone"),
+    ("train data.npz --out x --kimg 1 --device cuda:999", "GPUs here"),
+    ("train data.npz --out nofolder/x --kimg 1", "nothing can be written in nofolder (No such file or directory)"),
+    ("train data.npz --out text.npz/x --kimg 1", "nothing can be written in text.npz (Not a directory)"),
+    ("train data.npz --out . --kimg 1", "is a folder"), ("train data.npz --out x --kimg 1 --resume", "no x to go on from"),
+    ("sample nothere --out nofolder/x", "nothing can be written in nofolder"),
+])
+def test_bad_input_is_told_in_one_line(
+    arguments: str, words: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pickle").write_bytes(b"\x80\x04rubbish")
+    Path("text.npz").write_text("hello")
+    Path("damaged.npz").write_bytes(data.read_bytes()[:200])
+    with zipfile.ZipFile("raw.npz", "w") as file:
+        file.writestr("images", "no array")
+    before = sorted(tmp_path.iterdir())
+    assert main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and words in line and "pickle.load" not in line and "allow_pickle" not in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("command", "option", "value"), [
+    *(("train", "--seed", value) for value in ("99999999999999999999999", "-1", "9" * 5000, "x", "1.5")),
+    *(("train", "--device", value) for value in ("foo", "meta", "mps", "cuda:", "cpu:x")), ("train", "--threads", "-3"),
+    ("sample", "--per-class", "-3"), ("sample", "--per-class", "0"), ("sample", "--seed", "99999999999999999999"),
+])
+def test_bad_usage_is_told_before_anything_is_read(command: str, option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "nothere", "--out", "x", option, value, *(["--kimg", "1"] if command == "train" else [])])
+    assert stopped.value.code == 2
+    assert f"error: argument {option}: {value} must be " in capsys.readouterr().err
+
+
+def test_a_failed_training_is_told_apart_from_bad_input(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m.safetensors"
+    asked = ["train", str(data), "--out", str(out), "--model", "r3", "--kimg", "0.5", "--set", "width=8", "--set", "restarts=0",
+             "--set", "metrics_every_s=0", "--set", "lr_g=1e30", "--set", "lr_d=1e30"]
+    assert main(asked) == 1
+    assert "error: training diverged" in capsys.readouterr().err
+
+
+def test_seeds_end_where_numbers_do(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = tmp_path / "m.safetensors", tmp_path / "o.npz"
+    assert main(["train", str(data), "--out", str(model), "--model", "mlp", "--kimg", "0.1", "--set", "width=8"]) == 0
+    assert main(["sample", str(model), "--out", str(out), "--per-class", "2", "--seed", str(2**63 - 3)]) == 2
+    assert "seeds end at" in capsys.readouterr().err and not out.exists()
+    assert main(["sample", str(model), "--out", str(out), "--per-class", "1", "--seed", str(2**63 - 2)]) == 0
+    assert main(["sample", str(model), "--out", str(out), "--per-class", "1", "--seed", "-5"]) == 0
 
 
 def test_shapes_of_images(tmp_path: Path) -> None:

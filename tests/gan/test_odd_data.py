@@ -76,7 +76,13 @@ def test_nan_and_nothing_are_refused_before_any_work(images: Tensor, labels: Ten
     ({"images": np.full((4, 8, 8), np.nan)}, "images must be uint8"),
     ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.full(4, np.nan)}, "labels must be whole numbers"),
     ({"images": np.zeros((0, 8, 8), np.uint8)}, "no images"),
-    ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.array([0, -1, 0, 0])}, "below 0"),
+    ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.array([0, -1, 0, 0])}, "labels from -1 to 0"),
+    ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.arange(4) * 3 * 10**9}, "from 0 to at most 999"),
+    ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.full(4, 2**63 + 5, np.uint64)}, "from 0 to at most 999"),
+    ({"images": np.zeros((4, 16, 16, 4), np.uint8)}, "have 4 channels"),
+    ({"images": np.zeros((4, 4, 16, 16), np.uint8)}, "have 4 channels"),
+    ({"images": np.zeros((4, 10, 10), np.uint8)}, "resolution 10: must be a multiple of 4"),
+    ({"images": np.array([object()])}, "plain arrays"),
     ({"images": np.zeros((4, 8, 9), np.uint8)}, "(N, C, H, H)"),
 ])
 def test_the_command_says_what_is_wrong_with_the_data(
