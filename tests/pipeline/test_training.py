@@ -173,7 +173,7 @@ def a_worker_killed(checkpoints: Path) -> Iterator[Seen]:
 
 
 def test_a_killed_worker_costs_an_interval_and_not_a_bit(tmp_path: Path, ray_cluster: None) -> None:
-    config = config_of(budget={"kimg": 6}, options={"width": 8, "checkpoint_every_kimg": 0.5})
+    config = config_of(budget={"kimg": 6}, options={"width": 8, "checkpoint_every_kimg": 0.5, "metrics_every_s": 0.1})
     run, snapshot = prepared(str(tmp_path), config)
     notes = Notes()
     with a_worker_killed(tmp_path / "checkpoints") as seen:
