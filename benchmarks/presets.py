@@ -1,8 +1,9 @@
 """Is `auto` right without tuning? A row for each kind of data that its presets tell apart.
 
-    python benchmarks/presets.py --mnist FOLDER_OF_IDX_FILES --cifar FOLDER_OF_PARQUET --kimg 120 --out presets.jsonl
+    python benchmarks/presets.py --mnist FOLDER_OF_IDX_FILES --cifar FOLDER_OF_PARQUET --kimg 120 --out presets.jsonl [--enlarged]
 
-8×8 grey digits (scikit-learn's), MNIST at 28 px and CIFAR-10 at 32 px in colour, with 50, 500 and 5,000 training images in the first
+8×8 grey digits (scikit-learn's), MNIST at 28 px and CIFAR-10 at 32 px in colour (`--enlarged`: the generators at 64 px, on images twice
+as large, judged after halving them again, so that the figures compare), with 50, 500 and 5,000 training images in the first
 class, in the others as many or falling geometrically to a hundredth of it (to a tenth from 50). Every generator sees the same number of
 images and is judged as in `families.py` by networks that know the whole train split, which the generator does not: agreement of 5,000
 samples with even labels, Fréchet distance, coverage and spread, all against the test images. Real training images are a row as well.
@@ -10,6 +11,7 @@ Rows that the file holds are not measured again.
 """
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from long_tail import long_tail
 from machine import machine
 from rows import Row, RowFile
 from torch import Tensor
+from torch.nn import functional as F
 from two_workers import train_with_two_workers
 
 from gan.augment import Augmentation
@@ -58,18 +61,34 @@ def settings(data: Data) -> list[tuple[str, Data]]:
     return found
 
 
-def measured(data: Data, part: Data, measure: Measure, kimg: float, seed: int, options: dict[str, Any]) -> Row:
+def doubled(images: Tensor) -> Tensor:
+    """uint8 (n, C, H, W) → uint8 (n, C, 2H, 2W), bilinear."""
+    return torch.cat([F.interpolate(rows.float(), scale_factor=2, mode="bilinear").round().to(torch.uint8) for rows in images.split(2000)])
+
+
+def halved(images: Tensor) -> Tensor:
+    """uint8 (n, C, 2H, 2W) → uint8 (n, C, H, W): means of 2×2 pixels."""
+    return F.avg_pool2d(images.float(), 2).round().to(torch.uint8)
+
+
+def measured(data: Data, part: Data, measure: Measure, kimg: float, seed: int, options: dict[str, Any], enlarged: bool = False) -> Row:
     """The figures of `auto` on this part, with `options` changed."""
+    if enlarged:
+        part = dataclasses.replace(part, train=doubled(part.train))
     spec, recipe, _ = choose("auto", part.train.shape[2], part.train.shape[1], torch.bincount(part.labels).tolist(),
                              Budget(kimg=kimg), augment=Augmentation(flip=data.flip), options=options)
     try:
         made = train_with_two_workers(part.train, part.labels, spec, recipe, seed)
     except GanError as e:
         return {"error": str(e)}
+    def draw(y: Tensor) -> Tensor:
+        images = generate(made.net, y, np.arange(10**6, 10**6 + len(y)))
+        return halved(images) if enlarged else images
+
     return {"preset": f"{spec.family} {dict(spec.options)}, batch {recipe.batch_size}, p {recipe.augment_p:g}, "
                       f"tau {recipe.label_prior_tau:g}",
             "restarts": len(made.meta["restarts"]),
-            **measure.figures(lambda y: generate(made.net, y, np.arange(10**6, 10**6 + len(y))), data.classes)}
+            **measure.figures(draw, data.classes)}
 
 
 def real(data: Data, measure: Measure) -> Row:
@@ -102,12 +121,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", help="of the settings' names, comma-separated")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes of the generators by name")
+    parser.add_argument("--enlarged", action="store_true", help="CIFAR-10 at 64 px, and nothing else")
     parser.add_argument("--out", type=Path, required=True, help=".jsonl of rows, added to; the judges lie beside it")
     args = parser.parse_args()
     rows = RowFile(args.out)
     print(machine())
-    readers = [digits, *([] if args.mnist is None else [lambda: mnist(args.mnist)]),
-               *([] if args.cifar is None else [lambda: cifar10(args.cifar)])]
+    readers = [] if args.enlarged else [digits, *([] if args.mnist is None else [lambda: mnist(args.mnist)])]
+    readers += [] if args.cifar is None else [lambda: cifar10(args.cifar)]
     for read in readers:
         data = read()
         measure = Measure.of(data, args.out.parent)
@@ -116,9 +136,10 @@ def main() -> None:
             rows.add(row | real(data, measure))
         for seed in range(args.seeds):
             for name, part in settings(data):
-                row = {"data": data.name, "name": " ".join([name, *args.set]), "kimg": args.kimg, "seed": seed}
+                shown = data.name + " at 64 px" * args.enlarged
+                row = {"data": shown, "name": " ".join([name, *args.set]), "kimg": args.kimg, "seed": seed}
                 if not rows.has(row) and (args.only is None or name in args.only.split(",")):
-                    rows.add(row | measured(data, part, measure, args.kimg, seed, parse_settings(args.set)))
+                    rows.add(row | measured(data, part, measure, args.kimg, seed, parse_settings(args.set), args.enlarged))
     print(table(rows.read()))
 
 
