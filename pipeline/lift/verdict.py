@@ -56,7 +56,7 @@ def judged(
         baseline=tuple(round(v, 4) for v in before), synthetic=tuple(round(v, 4) for v in after),
         lift_pp=round(sum(differences) / len(differences), 4), interval_pp=(round(interval[0], 4), round(interval[1], 4)),
         recall_baseline=recall_before, recall_synthetic=recall_after,
-        sentence=sentence(differences, interval, synthetic[0], baseline[0]["title"], helps, obstacle, rival),
+        sentence=sentence(differences, interval, synthetic[0], baseline[0]["title"], helps, obstacle, rival, _short(synthetic[0], bench)),
         seconds=round(seconds, 3), rows=tuple(flat(row) for row in every), won=obstacle is None,
         arms=(baseline[0]["arm"], synthetic[0]["arm"]), mix=recommended(chosen, bench), rival=rival, test_advised=helps is None,
     )
@@ -127,6 +127,13 @@ def recommended(row: Row, bench: Bench) -> dict[str, Any]:
     }
 
 
+def _short(row: Row, bench: Bench) -> int | None:
+    """How many synthetic rows count, where fewer will be published than the ratio has; None elsewhere."""
+    real, mix = bench.train.counts(len(bench.classes)), Mix(row["ratio"], even=row["even"])
+    counted = int(mix.counts(real, bench.planned).sum())
+    return counted if counted < int(mix.counts(real).sum()) else None
+
+
 def why_no_win(
     interval: tuple[float, float], helps: bool, loss: tuple[str, float] | None, memorised: float | None,
     nonsense: float = 0.0, rival: Mapping[str, Any] | None = None, p: float = 0.0,
@@ -159,7 +166,7 @@ def why_no_win(
 
 def sentence(
     differences: Sequence[float], interval: tuple[float, float], synthetic: Row, title: str, helps: bool | None, obstacle: str | None,
-    rival: Mapping[str, Any] | None = None,
+    rival: Mapping[str, Any] | None = None, short: int | None = None,
 ) -> str:
     """The verdict in one sentence.
 
@@ -169,6 +176,7 @@ def sentence(
         helps: see `judged`.
         obstacle: see `why_no_win`.
         rival: see `strongest`.
+        short: how many count, where the ratio would have more than will be published.
     """
     n, lift = len(differences), sum(differences) / len(differences)
     seeds = counted(n, "paired seed")
@@ -180,7 +188,8 @@ def sentence(
         figures += f" ({seeds}: no interval)"
     kept = "" if synthetic["filter"] == "none" else " filtered"
     evenly = ", evenly over the classes," if synthetic["even"] else ""
-    what = f"{synthetic['ratio']:g}{kept} synthetic images per real one{evenly} gave {figures} over {title}"
+    fewer = "" if short is None else f", of which only {short:,} will be published,"
+    what = f"{synthetic['ratio']:g}{kept} synthetic images per real one{fewer or evenly} gave {figures} over {title}"
     if rival and n > 1:
         what += (f", and {_signed(rival['difference'])} ({_signed(rival['low'])} to {_signed(rival['high'])}) over {rival['title']}, "
                  "the best without synthesis on test")

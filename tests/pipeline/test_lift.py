@@ -479,6 +479,14 @@ def test_from_six_seeds_on_a_win_needs_a_p_that_says_so_too() -> None:
     assert judged(baseline[:3], few, [*baseline[:3], *few], bench([10, 10], steps=1), (0.5,), True, 0.0).won
 
 
+def test_a_plan_of_fewer_rows_than_the_ratio_counts_is_told() -> None:
+    data = bench([10, 10], steps=1)
+    baseline, synthetic = planted("A2", [0.9] * 3), planted("G3", [0.9] * 3)
+    for planned, said in ((None, False), ((5, 5), False), ((4, 3), True)):
+        figure = judged(baseline, synthetic, [*baseline, *synthetic], dataclasses.replace(data, planned=planned), (0.5,), True, 0.0)
+        assert ("0.5 synthetic images per real one, of which only 7 will be published, gave" in figure.sentence) == said
+
+
 # ---- side by side -----------------------------------------------------------------------------------------------
 
 
