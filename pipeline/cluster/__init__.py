@@ -115,6 +115,8 @@ def connected(config: Config) -> Iterator[None]:
             yield
     finally:
         ours = below(str(temp)) if temp is not None else []
+        if temp is not None and lost():              # its workers are orphans by now, and its own shutdown would wait for the dead
+            see_off([*ours, *inheriting(str(temp))], patience_s=1.0)
         ray.shutdown()
         see_off(ours)
         if temp is not None:
@@ -273,6 +275,14 @@ def _init(address: str, temp: Path | None, ship_code: bool) -> None:
             f"cluster.address: {address}: can't connect to Ray: {' '.join(str(e).split())[:400]}; check the address and that the "
             "cluster runs the same Ray and Python versions"
         ) from e
+
+
+def lost() -> bool:
+    """Has a process of the cluster that was started here ended, as when all of a command get SIGTERM? Then nothing answers any more."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return bool(node is not None and node.is_head() and node.dead_processes())
 
 
 def _started_here() -> bool:

@@ -8,14 +8,15 @@ lost in mid-training, a Ctrl-C, and a driver that was killed.
 import contextlib
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import keys
-from pipeline.cluster import cpus_per_worker, threads_per_worker
+from pipeline.cluster import cpus_per_worker, lost, threads_per_worker
 from pipeline.config import Config
 from pipeline.errors import Interrupted, MissingObject, RunMismatch, TrainingFailed
 from pipeline.progress import Progress
@@ -144,11 +145,24 @@ def _fit(config: Config, snapshot: Snapshot, shared: Store, run: Store, digest: 
     )
     ending = _Ending(metrics=earlier_metrics(run, shared))
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="ray-train") as pool:
-            _listen(pool.submit(trainer.fit), board, ending, run, progress)
+        _listen(_beside(trainer.fit), board, ending, run, progress)
     finally:
         shutil.rmtree(bookkeeping, ignore_errors=True)
     return ending
+
+
+def _beside(work: Callable[[], Any]) -> "Future[Any]":
+    """Does the work in a thread that nobody waits for: when a cluster has died under it, it may hang for good."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as e:  # noqa: BLE001  whoever asks for the result gets it
+            future.set_exception(e)
+
+    threading.Thread(target=run, daemon=True, name="ray-train").start()
+    return future
 
 
 def _worker_count(config: Config) -> Any:             # int or (int, int); the types of Ray 2.60 know the first alone
@@ -174,10 +188,12 @@ def _listen(fit: "Future[Any]", board: Any, ending: _Ending, run: Store, progres
                 written = time.monotonic()
     except BaseException:                            # Ctrl-C, SIGTERM or a cancellation: keep what was learnt, then go
         progress.note("stopping: the workers write a checkpoint")
-        ray.get(board.stop.remote())
-        with contextlib.suppress(Exception):
-            fit.result(timeout=STOP_GRACE_S)
-        _hear(ray.get(board.drain.remote()), ending, progress)
+        board.stop.remote()
+        deadline = time.monotonic() + STOP_GRACE_S
+        while not fit.done() and time.monotonic() < deadline and not lost():
+            time.sleep(POLL_S)
+        if not lost():
+            _hear(ray.get(board.drain.remote()), ending, progress)
         put_metrics(run, ending.metrics)
         raise
     _hear(ray.get(board.drain.remote()), ending, progress)
