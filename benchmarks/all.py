@@ -25,7 +25,7 @@ def main() -> None:
     scripts = [["startup.py", *(["--mnist", *mnist] if mnist else [])], ["ray_cost.py"], ["busy_neighbour.py"],
                ["worker_sums.py"], ["sampling.py"], ["scale.py"], ["writers.py", *other], ["crash_matrix.py"], ["orchestration.py"],
                ["first_night.py"], ["few_labels.py", "--example", "rare_digits"], ["mixtures.py"], ["cpu_speed.py"], ["smoke_verdict.py"],
-               ["false_lift.py"]]
+               ["false_lift.py"], ["measuring.py", *(["--data", *mnist] if mnist else [])]]
     if mnist:
         scripts += [["mnist_equal_seconds.py", "--data", *mnist, "--seconds", "150"], ["truncation.py", "--mnist", *mnist],
                     ["few_labels.py", "--mnist", *mnist], ["snapshots.py", "--data", *mnist, "--seeds", "1"]]
