@@ -265,7 +265,7 @@ def _nonsense(every: Sequence[Row], baseline: Sequence[float]) -> float:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")     # + 0.0: no minus before nothing
 
 
 def _percent(share: float) -> float:

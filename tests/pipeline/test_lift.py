@@ -479,6 +479,10 @@ def test_from_six_seeds_on_a_win_needs_a_p_that_says_so_too() -> None:
     assert judged(baseline[:3], few, [*baseline[:3], *few], bench([10, 10], steps=1), (0.5,), True, 0.0).won
 
 
+def test_nothing_has_no_minus() -> None:
+    assert [lift.verdict._signed(value) for value in (-0.001, 0.0, 0.004, -0.006, 1.5)] == ["+0.00", "+0.00", "+0.00", "−0.01", "+1.50"]
+
+
 def test_a_plan_of_fewer_rows_than_the_ratio_counts_is_told() -> None:
     data = bench([10, 10], steps=1)
     baseline, synthetic = planted("A2", [0.9] * 3), planted("G3", [0.9] * 3)
