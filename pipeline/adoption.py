@@ -27,12 +27,8 @@ def adopt(config: Config, run: Run) -> str | None:
     """
     if run.folder.exists(keys.TRAINED):
         return None
-    published = _published(run)
-    others = (name for name in run.dataset.folders(keys.RUNS) if name != published)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        wanted = config.digest(*GENERATOR_SECTIONS)
-        alike = pool.map(lambda name: name if _serves(run, name, wanted) else None, [published, *others] if published else others)
-        other = next((name for name in alike if name is not None), None)
+    published, wanted = _published(run), config.digest(*GENERATOR_SECTIONS)
+    other = published if published is not None and _serves(run, published, wanted) else _another(run, wanted)
     if other is None:
         return None
     try:
@@ -41,6 +37,13 @@ def adopt(config: Config, run: Run) -> str | None:
     except MissingObject:                            # cleared away, by hand: made anew
         return None
     return other
+
+
+def _another(run: Run, generator: str) -> str | None:
+    """The first run by name that serves; one request or two for each that there is, which a training outweighs."""
+    names = run.dataset.folders(keys.RUNS)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return next((name for name, serves in zip(names, pool.map(lambda name: _serves(run, name, generator), names)) if serves), None)
 
 
 def _serves(run: Run, name: str, generator: str) -> bool:
