@@ -8,7 +8,8 @@ of a training step are counted by torch's own counter (a multiplication and an a
 torch's profiler: the time that each operator spends itself, grouped. Convolutions with few channels next to the image run far
 below the peak, so they are listed one by one; what `gan.networks.image_side` does about them is measured by taking turns with and
 without it. Operations are counted without it, so that none is counted that a textbook's network doesn't have. `gan.frozen` spares
-operations: they are counted as they are done, and beside it as they would be without, with its gain by turns. `--compile` instead
+operations: they are counted as they are done, and beside it as they would be without, with its gain by turns. Steps are traced as a run's
+are (`gan/traced.py`), and compared with steps as they are written. `--compile` instead
 takes turns with both networks compiled by `torch.compile`, and says what compiling takes; it needs a C++ compiler.
 """
 
@@ -29,6 +30,7 @@ from gan.allocator import keep_freed_memory
 from gan.networks import image_side
 from gan.recipe import parse_settings
 from gan.step import Update
+from gan.traced import Traced
 
 CPU = torch.device("cpu")
 TURNS = 6
@@ -67,30 +69,17 @@ def torchs_own() -> Iterator[None]:
         image_side.FEW = few
 
 
-@contextlib.contextmanager
-def asked_each_time(trainer: Trainer) -> Iterator[None]:
-    """Inside, a frozen classifier that D looks through is asked by both turns, of real images too."""
-    update = trainer.update
+def asking_each_time(trainer: Trainer) -> Trainer:
+    """The same, which asks a frozen classifier that D looks through in both turns, of real images too."""
+    update = trainer.update.update if isinstance(trainer.update, Traced) else trainer.update
     assert isinstance(update, Update)
-    kept, update.frozen = update.frozen, None
-    try:
-        yield
-    finally:
-        update.frozen = kept
+    update.frozen = None
+    return trainer
 
 
-def gains(usual: Callable[[], float], other: Callable[[], float], turns: int = TURNS) -> list[float]:
-    """How many times as quick a step of `other` is as one of `usual`, by turn; both time themselves."""
-    return [usual() / other() for _ in range(turns)]
-
-
-def gains_over(without_it: Callable[[], contextlib.AbstractContextManager[None]], trainer: Trainer, seconds: float) -> list[float]:
-    """The same of what the step has outside `without_it`."""
-    def without() -> float:
-        with without_it():
-            return timed(trainer, CPU, seconds)
-
-    return gains(without, lambda: timed(trainer, CPU, seconds))
+def gains(usual: Callable[[], object], other: Callable[[], object], seconds: float) -> list[float]:
+    """How many times as quick a step of `other` is as one of `usual`, by turn."""
+    return [timed(usual, CPU, seconds) / timed(other, CPU, seconds) for _ in range(TURNS)]
 
 
 def told(what: str, found: list[float]) -> str:
@@ -101,12 +90,12 @@ def told(what: str, found: list[float]) -> str:
 
 def compiled(case: Case, seconds: float) -> None:
     """What `torch.compile` brings, and takes first."""
-    usual, other = Trainer(case, CPU), Trainer(case, CPU, "compile")
+    usual, other = Trainer(case, CPU, "trace"), Trainer(case, CPU, "compile")
     began = time.perf_counter()
     for _ in range(3):
         other()
     print(f"torch.compile: {time.perf_counter() - began:.0f} s until the third step is done")
-    print(told("compiled, of the images/s as it is", gains(lambda: timed(usual, CPU, seconds), lambda: timed(other, CPU, seconds))))
+    print(told("compiled, of the images/s as it is", gains(usual, other, seconds)))
 
 
 def where_time_goes(trainer: Trainer, steps: int) -> tuple[dict[str, float], list[tuple[str, float]]]:
@@ -149,11 +138,12 @@ def main() -> None:
     if args.compile:
         compiled(case, args.seconds / 3)
         return
-    trainer = Trainer(case, CPU)
+    trainer, written = Trainer(case, CPU, "trace"), Trainer(case, CPU)
     with torchs_own():
-        flops = trainer.flops()
-        with asked_each_time(trainer):
-            unspared = trainer.flops()
+        flops = Trainer(case, CPU).flops()
+        unspared = asking_each_time(Trainer(case, CPU)).flops()
+        own = Trainer(case, CPU, "trace")
+        timed(own, CPU, 0.0)                         # traced here
     turns = [(peak(torch.float32, args.seconds / 20), peak(torch.bfloat16, args.seconds / 20), timed(trainer, CPU, args.seconds / 5))
              for _ in range(TURNS)]
     peaks, bf16_peaks, steps = (np.array(column) for column in zip(*turns))
@@ -169,9 +159,10 @@ def main() -> None:
     if unspared > flops:
         print(told(f"of the float32 peak, with what gan.frozen spares ({unspared / 1e6 / args.batch_size:.0f} MFLOP an image)",
                    list(unspared / steps / peaks)))
-        spared = gains_over(lambda: asked_each_time(trainer), trainer, args.seconds / 6)
-        print(told("with gan.frozen, of the images/s without", spared))
-    print(told("with image_side, of the images/s without", gains_over(torchs_own, trainer, args.seconds / 6)))
+        asking = asking_each_time(Trainer(case, CPU, "trace"))
+        print(told("with gan.frozen, of the images/s without", gains(asking, trainer, args.seconds / 6)))
+    print(told("with image_side, of the images/s without", gains(own, trainer, args.seconds / 6)))
+    print(told("traced (gan.traced), of the images/s of steps as they are written", gains(written, trainer, args.seconds / 6)))
     ideal = 1000 * flops / float(np.mean(bf16_peaks if precision == "bf16" else peaks))
     groups, shapes = where_time_goes(trainer, max(5, round(min(args.seconds, 5) / step_s)))
     total = sum(groups.values())

@@ -33,6 +33,7 @@ from gan.presets import Budget, choose
 from gan.recorded import Recorded, why_not
 from gan.sampler import Sampler
 from gan.step import Moment, Players, Update
+from gan.traced import Traced
 from gan.workers import Workers
 
 PAPER = {"width": 768, "widest": 1, "blocks": 2, "group_width": 16}   # R3GAN's CIFAR-10 networks: 20.8 M weights each
@@ -107,7 +108,7 @@ class Trainer:
             g.compile(), d.compile()
         sampler = Sampler(images.to(device), labels.to(device), 10, 1.0, 0, case.batch_size)
         update = Update(Players(g, d, self.state.opt_g, self.state.opt_d), self.recipe, sampler, Workers(1))
-        self.update: Update | Recorded = Recorded(update) if way == "graph" else update
+        self.update: Update | Recorded | Traced = Recorded(update) if way == "graph" else Traced(update) if way == "trace" else update
         self.control, self.step = torch.zeros(3, device=device), 0
 
     def __call__(self) -> None:

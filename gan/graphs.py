@@ -68,9 +68,13 @@ def aside(stream: torch.cuda.Stream) -> Iterator[None]:
 
 
 def rates_as_tensors(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Makes the optimizer's rates tensors, to be set with `set_rate`, and its step fit for a recording."""
+    """Makes the optimizer's rates tensors, to be set with `set_rate`, and its step fit for a recording.
+
+    On CPUs they are float64, as a plain number is, so that a step gives the same bits.
+    """
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
     for group in optimizer.param_groups:
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+        group["lr"] = torch.as_tensor(group["lr"], dtype=dtype).to(device)
         group["capturable"] = True
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gan import checkpoint, ema, recorded, recovery, validation
+from gan import checkpoint, ema, recorded, recovery, traced, validation
 from gan.checkpoint import TrainState
 from gan.errors import BadData, BadRecipe, TrainingDiverged
 from gan.graphs import set_rate
@@ -71,7 +71,7 @@ def train(images: Tensor, labels: Tensor, spec: NetSpec, recipe: Recipe, *, seed
         resume: bytes of a checkpoint of this very run.
         held_out: images and labels like the training's, by which checkpoints get a `validation` score in their JSON, lower
             being better (see `gan.validation`); they change nothing else.
-        record: replay steps as CUDA graphs where that can be (see `gan.recorded`).
+        record: replay steps as CUDA graphs, or as traces on CPUs, where that can be and pays (see `gan.recorded`, `gan.traced`).
 
     Returns:
         The state at the end; `finished` tells whether the budget was spent.
@@ -180,7 +180,7 @@ class _Run:
         self.state, self.recipe, self.hooks, self.watch, self.rank = state, state.recipe, hooks, watch, rank
         self.images, self.labels, self.workers = images, labels, workers
         self.average = ema.Average(state.g, state.ema) if state.ema is not state.g else None
-        self.record = record and recorded.why_not(state.recipe, images.device, workers.world) is None
+        self.record = record
         self.keeper = recovery.Keeper()
         self.validation: validation.Validation | None = None
         self.score_every = validation.stride(state.recipe)
@@ -193,7 +193,7 @@ class _Run:
         sampler = Sampler(self.images, self.labels, state.spec.classes, recipe.label_prior_tau, recovery.draws_seed(state),
                           recipe.batch_size, self.rank, self.workers.world)
         update = Update(Players(state.g, state.d, state.opt_g, state.opt_d), recipe, sampler, self.workers)
-        self.update: Update | recorded.Recorded = recorded.Recorded(update) if self.record else update
+        self.update: Update | recorded.Recorded | traced.Traced = self._replayed(update) if self.record else update
         self.alarm = Alarm(recipe.min_diversity)
         self.trouble: str | None = None
         t = self._progress()
@@ -206,6 +206,12 @@ class _Run:
         self.logged_s, self.logged_step = state.elapsed_s, state.step
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+
+    def _replayed(self, update: Update) -> "Update | recorded.Recorded | traced.Traced":
+        """The update in the quickest form that gives the same."""
+        if recorded.why_not(self.recipe, update.device, self.workers.world) is None:
+            return recorded.Recorded(update)
+        return traced.Traced(update) if traced.why_not(self.recipe, update.device, self.workers.world) is None else update
 
     def score_by(self, images: Tensor, labels: Tensor) -> None:
         """Held-out images by which checkpoints are scored, where the run is long enough."""

@@ -254,7 +254,7 @@ class Update:
     def _cast(self, precision: str | None = None) -> contextlib.AbstractContextManager[object]:
         if (precision or self.recipe.precision) == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)     # as it is while a step is traced
 
 
 def judged(d: nn.Module, x: Tensor, y: Tensor, features: Tensor | None = None) -> Tensor:

@@ -27,6 +27,12 @@ GONE_EVERY_S = 1.0           # how often a napping worker looks whether the othe
 IN_ORDER = {"x86_64", "AMD64"}      # others see a worker's counter before its numbers, without a barrier that Python doesn't give
 PATIENCE_S = 1800.0          # as torch.distributed's own
 
+_KERNELS = torch.library.Library("ganmill", "DEF")
+_KERNELS.define("add_up_over_workers_(Tensor(a!) x) -> ()")
+_KERNELS.impl("add_up_over_workers_", lambda x: _ADDING[-1].add_up(x), "CPU")
+_ADDING: list["Workers"] = []
+ADDED = torch.ops.ganmill.add_up_over_workers_.default           # the sum as one of torch's kernels, see `Workers.told_apart`
+
 
 class Workers:
     """The workers of a training; alone where `world` is 1."""
@@ -35,13 +41,32 @@ class Workers:
         self.world, self.rank = world, rank
         here = world > 1 and torch.device(device).type == "cpu"
         self.memory = meet(world, rank) if here else None
+        self.is_told_apart = False
 
     def sum_(self, x: Tensor) -> None:
         """x becomes its sum over the workers, the same bits on each of them."""
+        if self.is_told_apart:
+            ADDED(x)
+        else:
+            self.add_up(x)
+
+    def add_up(self, x: Tensor) -> None:
+        """The same, at once."""
         if self.memory is not None and x.dtype == torch.float32 and x.is_contiguous():
             self.memory.sum_(x.view(-1))
         else:
             dist.all_reduce(x)
+
+    @contextlib.contextmanager
+    def told_apart(self) -> Iterator[None]:
+        """Sums are kernels inside, so that a trace shows them; for one `Workers` of a process at a time."""
+        _ADDING.append(self)
+        self.is_told_apart = True
+        try:
+            yield
+        finally:
+            self.is_told_apart = False
+            _ADDING.remove(self)
 
     @contextlib.contextmanager
     def one_for_all(self) -> Iterator[None]:

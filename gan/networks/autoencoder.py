@@ -8,9 +8,9 @@ Options: the fields of `gan.networks.stack.Form`.
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gan.networks.encoder import Encoder
+from gan.networks.norm import one_hot
 from gan.networks.spec import NetSpec
 from gan.networks.stack import Form, Generator, check_stack
 from gan.recipe import Recipe
@@ -54,7 +54,7 @@ class PointDecoder(Generator):
         """Mean squared error a pixel, with a little noise on the code so that near codes give near images."""
         code, unused = encoder.encode(x, y)
         with torch.no_grad():
-            moments = torch.cat([F.one_hot(y, len(self.code_mean)).float(), code], 1)
+            moments = torch.cat([one_hot(y, len(self.code_mean), code.dtype), code], 1)
             self._follow(moments, len(self.code_mean))
             scale = self.code_covariance.diagonal().clamp_min(1e-6).sqrt()
         rebuilt = self.decode(code + 0.1 * scale * noise, y).float()

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from gan.networks.norm import one_hot
 from gan.networks.spec import NetSpec
 
 DEFAULT_WIDTH = 128
@@ -34,7 +34,7 @@ class Generator(nn.Module):
         self.body = perceptron([spec.z_dim + spec.classes, width, width, math.prod(self.shape)], nn.ReLU)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(self.body(torch.cat([z, F.one_hot(y, self.classes).to(z)], 1))).view(-1, *self.shape)
+        return torch.tanh(self.body(torch.cat([z, one_hot(y, self.classes, z.dtype)], 1))).view(-1, *self.shape)
 
 
 class Discriminator(nn.Module):
@@ -49,7 +49,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         flat = x.flatten(1)
-        return self.body(torch.cat([flat, F.one_hot(y, self.classes).to(flat)], 1)).squeeze(1)
+        return self.body(torch.cat([flat, one_hot(y, self.classes, flat.dtype)], 1)).squeeze(1)
 
 
 def check(spec: NetSpec) -> None:

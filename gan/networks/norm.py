@@ -265,6 +265,11 @@ class Spectral(nn.Module):
         return conv2d(x, self.normalised(), self.layer.bias, self.layer.stride, self.layer.padding)
 
 
+def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Labels (n,) → (n, classes). Torch's own looks for labels out of range, at the price of waiting for their values."""
+    return (y[:, None] == torch.arange(classes, device=y.device)).to(dtype)
+
+
 def labelled_logits(h: Tensor, y: Tensor, head: nn.Module, labels: Embedding) -> Tensor:
     """head(h) + ⟨h, e(y)⟩ of features h (n, dim) and their labels (n,), float32 (n,) (Miyato & Koyama 2018).
 
