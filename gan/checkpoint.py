@@ -36,6 +36,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _LATER: dict[str, Any] = {"earlier": 0, "restarts": []}          # which older files don't have
 _MOST = 2**53
+_SLOTS = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.RMSprop: {"step", "square_avg"}}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -163,6 +164,8 @@ def restore(state: TrainState, data: bytes) -> None:
     state.earlier = tuple(network.requires_grad_(False).eval() for network in _restore_earlier(state.ema, tensors, meta))
     for prefix, optimizer in (("opt_g", state.opt_g), ("opt_d", state.opt_d)):
         _restore_optimizer(optimizer, tensors, prefix)
+        if not any(name.startswith(f"{prefix}/") for name in tensors) and meta["step"] >= state.recipe.d_steps:
+            raise BadCheckpoint(f"it is of step {meta['step']}, but holds nothing of {prefix}, an optimizer that had its turns")
     state.step, state.elapsed_s, state.finished = meta["step"], float(meta["elapsed_s"]), meta["finished"]
     state.restarts = tuple(meta.get("restarts", ()))
 
@@ -236,6 +239,7 @@ def _earlier(number: int) -> str:
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     fused = all(group.get("fused") for group in optimizer.param_groups)
+    found: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
         if not name.startswith(f"{prefix}/"):
             continue
@@ -243,13 +247,17 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
         if not slot or index not in map(str, range(len(parameters))):
             raise BadCheckpoint(f"optimizer state {name} fits no weight")
         parameter = parameters[int(index)]
-        if tensor.dim() == 0:
+        shape = () if slot == "step" else tuple(parameter.shape)
+        if tuple(tensor.shape) != shape:
+            raise BadCheckpoint(f"optimizer state {name} is {tuple(tensor.shape)}, not {shape}")
+        if slot == "step":
             optimizer.state[parameter][slot] = tensor.clone().to(parameter.device if fused else "cpu")   # fused kernels count there
-        elif tensor.shape == parameter.shape:
-            # Same strides as the weight: fused kernels walk both through memory side by side.
+        else:                                        # same strides as the weight: fused kernels walk both through memory side by side
             optimizer.state[parameter][slot] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        else:
-            raise BadCheckpoint(f"optimizer state {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+        found.setdefault(index, set()).add(slot)
+    for index, slots in found.items():
+        if slots != (wanted := _SLOTS[type(optimizer)]):
+            raise BadCheckpoint(f"optimizer state {prefix}/{index} holds {', '.join(sorted(slots))}, not {', '.join(sorted(wanted))}")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:

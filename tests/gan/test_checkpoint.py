@@ -196,6 +196,18 @@ def test_weights_that_are_no_numbers_or_of_another_type_are_refused(made: tuple[
             restore(new_state(*squares, SPEC, RECIPE, 4, torch.device("cpu")), write_tensors(tensors | {odd: torch.tensor(1.0)}, meta))
 
 
+def test_an_optimizer_that_lacks_something_is_refused(made: tuple[bytes, dict], squares: tuple[Tensor, Tensor]) -> None:
+    tensors, meta = read_tensors(made[0])
+    of_g = {name for name in tensors if name.startswith("opt_g/")}
+    first = min(name for name in of_g if name.endswith("/exp_avg"))
+    one_less = {name: tensor for name, tensor in tensors.items() if name != first}
+    without = {name: tensor for name, tensor in tensors.items() if name not in of_g}
+    for broken, words in ((one_less, "holds exp_avg_sq, step, not exp_avg, exp_avg_sq, step"), (without, "holds nothing of opt_g"),
+                          (tensors | {first: torch.tensor(0.0)}, r"exp_avg is \(\), not \(")):
+        with pytest.raises(BadCheckpoint, match=words):
+            restore(new_state(*squares, SPEC, RECIPE, 4, torch.device("cpu")), write_tensors(broken, meta))
+
+
 def test_malformed_entries_are_refused(made: tuple[bytes, dict]) -> None:
     tensors, meta = {"a": torch.zeros(4)}, made[1]
     good = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
