@@ -62,8 +62,14 @@ def settings(data: Data) -> list[tuple[str, Data]]:
 
 
 def doubled(images: Tensor) -> Tensor:
-    """uint8 (n, C, H, W) → uint8 (n, C, 2H, 2W), bilinear."""
-    return torch.cat([F.interpolate(rows.float(), scale_factor=2, mode="bilinear").round().to(torch.uint8) for rows in images.split(2000)])
+    """uint8 (n, C, H, W) → uint8 (n, C, 2H, 2W): bilinear, and what the means of 2×2 pixels then lack, so that halving gives them back."""
+    return torch.cat([_doubled(rows.float()) for rows in images.split(2000)])
+
+
+def _doubled(rows: Tensor) -> Tensor:
+    smooth = F.interpolate(rows, scale_factor=2, mode="bilinear")
+    lacking = rows - F.avg_pool2d(smooth, 2)
+    return (smooth + F.interpolate(lacking, scale_factor=2, mode="nearest")).round().clamp(0, 255).to(torch.uint8)
 
 
 def halved(images: Tensor) -> Tensor:
@@ -91,12 +97,13 @@ def measured(data: Data, part: Data, measure: Measure, kimg: float, seed: int, o
             **measure.figures(draw, data.classes)}
 
 
-def real(data: Data, measure: Measure) -> Row:
+def real(data: Data, measure: Measure, enlarged: bool = False) -> Row:
     """The figures of training images, 500 a class."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(1))
 
     def draw(y: Tensor) -> Tensor:
-        return torch.cat([data.train[order][data.labels[order] == c][:n] for c, n in enumerate(torch.bincount(y).tolist())])
+        images = torch.cat([data.train[order][data.labels[order] == c][:n] for c, n in enumerate(torch.bincount(y).tolist())])
+        return halved(doubled(images)) if enlarged else images
 
     return measure.figures(draw, data.classes)
 
@@ -133,7 +140,7 @@ def main() -> None:
         measure = Measure.of(data, args.out.parent)
         row = {"data": data.name, "name": "real training images"}
         if not rows.has(row) and int(torch.bincount(data.labels).min()) * data.classes >= SAMPLES:
-            rows.add(row | real(data, measure))
+            rows.add(row | real(data, measure, args.enlarged))
         for seed in range(args.seeds):
             for name, part in settings(data):
                 shown = data.name + " at 64 px" * args.enlarged
