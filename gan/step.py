@@ -116,7 +116,7 @@ class Update:
         shared = self.workers.average_(d, torch.cat([figures, control]))
         readings = dict(zip(("loss_d", "real_logit", "fake_logit", *gradients), shared))
         if now.measure:
-            readings["grad_norm_d"] = _gradient_norm(d)
+            readings["grad_norm_d"] = gradient_norm(d)
         self._descend(d, self.players.opt_d, recipe.lr_d)
         if recipe.clip > 0:
             penalties.clip_weights_(d, recipe.clip)
@@ -141,7 +141,7 @@ class Update:
             loss.backward()
         readings = {"loss_g": self.workers.average_(g, loss.detach().view(1))[0]}
         if now.measure:
-            readings["grad_norm_g"] = _gradient_norm(g)
+            readings["grad_norm_g"] = gradient_norm(g)
         self._descend(g, self.players.opt_g, recipe.lr_g)
         return readings
 
@@ -241,7 +241,7 @@ class Update:
         self.workers.average_(g, x.new_zeros(1))
         readings = dict(zip(("loss_g", *parts), shared)) | {"loss_d": shared[0]}
         if now.measure:
-            readings |= {"grad_norm_d": _gradient_norm(d), "grad_norm_g": _gradient_norm(g)}
+            readings |= {"grad_norm_d": gradient_norm(d), "grad_norm_g": gradient_norm(g)}
         self.players.opt_d.step()
         self.players.opt_g.step()
         return readings, shared[len(figures):]
@@ -283,6 +283,7 @@ def _zero(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def _gradient_norm(network: nn.Module) -> Tensor:
+def gradient_norm(network: nn.Module) -> Tensor:
+    """‖∇‖ over all weights that have a gradient, scalar."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gan.graphs import rates_as_tensors
 from gan.recipe import Recipe
-from gan.step import Moment, Update
+from gan.step import Moment, Update, gradient_norm
 from gan.workers import ADDED
 
 WARM_UP = 3                  # steps of a kind before it is traced: optimizers make their state
@@ -61,13 +61,14 @@ class Traced:
         """As `Update.__call__`."""
         kind = self._kind(now)
         calls = self.calls[kind] = self.calls.get(kind, 0) + 1
-        if self.failed or calls <= WARM_UP or now.measure or now.label_strength < 1:
+        trace = self.traces.get(kind)
+        # Workers measure each by its own clock, but trace the same step: where it fails, it fails for all, at the same of their sums.
+        if self.failed or calls <= WARM_UP or now.label_strength < 1 or (now.measure and trace is not None):
             return self.update(now, control)
         self.gamma.fill_(now.gamma_scale)
         self.augment_p.fill_(now.augment_p)
         self.control.copy_(control)
         self.update.begin(now)
-        trace = self.traces.get(kind)
         return self._trace(kind, now) if trace is None else trace()
 
     def _kind(self, now: Moment) -> Kind:
@@ -80,7 +81,7 @@ class Traced:
         state = list(self._state())
         before = [tensor.detach().clone() for tensor in state]
         try:
-            with _ONE_AT_A_TIME, self.update.workers.told_apart():
+            with _ONE_AT_A_TIME, self.update.workers.adding_by_kernel():
                 trace = Trace(lambda: self.update.turn(moment, self.control), state)
             trace.call_directly(ADDED, self.update.workers.add_up)
         except Exception as e:                       # noqa: BLE001  whatever a future torch refuses, or this one of a future step
@@ -91,9 +92,13 @@ class Traced:
             warnings.warn(f"the step can't be traced, it runs as it is written: {e}", stacklevel=2)
             return self.update(now, self.control.clone())
         self.traces[kind] = trace
-        for player in (self.update.players.opt_g, self.update.players.opt_d):
-            player.zero_grad(set_to_none=True)       # no trace reads what is kept there, nor frees it
-        return trace.first
+        readings, averaged = trace.first
+        players = self.update.players
+        if now.measure:                              # gradients are still there; no trace reads them, nor frees them
+            readings = readings | {"grad_norm_d": gradient_norm(players.d)} | ({"grad_norm_g": gradient_norm(players.g)} if kind[0] else {})
+        for optimizer in (players.opt_g, players.opt_d):
+            optimizer.zero_grad(set_to_none=True)
+        return readings, averaged
 
     def _state(self) -> Iterator[Tensor]:
         """All that a step changes or is told, each tensor once."""

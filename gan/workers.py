@@ -31,7 +31,7 @@ _KERNELS = torch.library.Library("ganmill", "DEF")
 _KERNELS.define("add_up_over_workers_(Tensor(a!) x) -> ()")
 _KERNELS.impl("add_up_over_workers_", lambda x: _ADDING[-1].add_up(x), "CPU")
 _ADDING: list["Workers"] = []
-ADDED = torch.ops.ganmill.add_up_over_workers_.default           # the sum as one of torch's kernels, see `Workers.told_apart`
+ADDED = torch.ops.ganmill.add_up_over_workers_.default           # the sum as one of torch's kernels, see `Workers.adding_by_kernel`
 
 
 class Workers:
@@ -41,11 +41,11 @@ class Workers:
         self.world, self.rank = world, rank
         here = world > 1 and torch.device(device).type == "cpu"
         self.memory = meet(world, rank) if here else None
-        self.is_told_apart = False
+        self.adds_by_kernel = False
 
     def sum_(self, x: Tensor) -> None:
         """x becomes its sum over the workers, the same bits on each of them."""
-        if self.is_told_apart:
+        if self.adds_by_kernel:
             ADDED(x)
         else:
             self.add_up(x)
@@ -58,14 +58,14 @@ class Workers:
             dist.all_reduce(x)
 
     @contextlib.contextmanager
-    def told_apart(self) -> Iterator[None]:
+    def adding_by_kernel(self) -> Iterator[None]:
         """Sums are kernels inside, so that a trace shows them; for one `Workers` of a process at a time."""
         _ADDING.append(self)
-        self.is_told_apart = True
+        self.adds_by_kernel = True
         try:
             yield
         finally:
-            self.is_told_apart = False
+            self.adds_by_kernel = False
             _ADDING.remove(self)
 
     @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""One of two gloo workers that train the same twice, traced and as it is written; run by test_traced.py as a script: rank folder how"""
+"""One of two workers that train the same traced and as it is written, through shared memory and through sockets.
+
+Run by test_traced.py as a script: rank folder
+"""
 
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ from gan.networks import NetSpec
 from gan.recipe import Recipe
 from gan.step import Update
 
-RECIPE = Recipe(total_kimg=0.48, batch_size=16, loss="hinge", penalty_every=2, r1_gamma=0.2, augment_p=0.4, label_prior_tau=0.5)
+RECIPE = Recipe(total_kimg=0.24, batch_size=16, loss="hinge", penalty_every=2, r1_gamma=0.2, augment_p=0.4, label_prior_tau=0.5)
 made: list[traced.Traced] = []
 
 
@@ -31,13 +34,13 @@ def weights(record: bool, rank: int) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    rank, folder, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     traced.LEAST_STEPS = 0
     loop.traced.Traced = Kept                        # type: ignore[misc]
-    if how == "sockets":
-        workers.meet = lambda world, rank: None      # type: ignore[assignment]
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found = {"traced": weights(True, rank), "written": weights(False, rank)}
-    torch.save({**found, "traces": len(made[0].traces)}, folder / f"{rank}.pt")
+    found = {"memory": (weights(True, rank), weights(False, rank))}
+    workers.meet = lambda world, rank: None          # type: ignore[assignment]
+    found["sockets"] = weights(True, rank), weights(False, rank)
+    torch.save({**found, "traces": [len(update.traces) for update in made]}, folder / f"{rank}.pt")
     dist.destroy_process_group()
