@@ -41,7 +41,7 @@ class Moment:
     """What schedules say about this step."""
 
     index: int
-    gamma_scale: float | Tensor = 1.0                # tensors where the step is recorded, see gan.recorded
+    gamma_scale: float | Tensor = 1.0                # tensors where the step is recorded or traced
     augment_p: float | Tensor = 0.0
     measure: bool = False                            # also read gradient norms
     label_strength: float = 1.0
